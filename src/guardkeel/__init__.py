@@ -1,0 +1,35 @@
+"""guardkeel: keep guard models upright while they are fine-tuned."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# name → module; resolved on first use so that `import guardkeel` stays free of torch.
+_PUBLIC = {
+    "Conversation": "conversation",
+    "Turn": "conversation",
+    "ToolCall": "conversation",
+    "Example": "conversation",
+    "Estimate": "records",
+    "RunRecord": "records",
+    "Guard": "guards",
+    "Verdict": "guards",
+    "load_guard": "guards",
+    "load_suite": "evaluation",
+    "audit": "evaluation",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"guardkeel.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'guardkeel' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Finding the blocks of a model and capturing what they put out while it scores."""

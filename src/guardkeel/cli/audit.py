@@ -1,0 +1,260 @@
+"""guardkeel audit: judge with a guard before and after, and say what changed."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guardkeel.cli.terminal import emit, hush, progress, say, table
+
+if TYPE_CHECKING:
+    from guardkeel.evaluation.config import AuditConfig
+    from guardkeel.results import AuditResults, Decision
+
+EXIT_CODES = {"allow": 0, "deny": 1, "hold": 3}
+DECISION_STYLE = {"allow": "bold green", "hold": "bold yellow", "deny": "bold red"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("audit")(audit)
+
+
+def audit(
+    reference: Annotated[
+        str, typer.Argument(help="The guard before: keel-135m, hub:org/name@revision, pypi:…, path:… or a folder.")
+    ] = "keel-135m",
+    against: Annotated[
+        str | None, typer.Option("--against", "-a", help="The guard after: a checkpoint, or a LoRA adapter on the reference.")
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option("--suite", "-s", help="A suite's name (see guardkeel suites), JSONL file or card. Repeat for several."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; an unfinished one is resumed.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Gate policy (TOML). Default: the one that ships.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Most items of each suite and split, for a quick look.")] = None,
+    family: Annotated[str | None, typer.Option(help="Guard family, where it cannot be told from the checkpoint.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="P(unsafe) from which a verdict is unsafe.")] = None,
+    geometry: Annotated[bool | None, typer.Option("--geometry/--no-geometry", help="Measure activations too.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest input; longer messages are shortened, and counted.")] = None,
+    token_budget: Annotated[int | None, typer.Option(help="Padded tokens in a batch. Lower it when memory runs out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of folds, bootstraps and nulls.")] = None,
+    offline: Annotated[bool | None, typer.Option("--offline", help="Never use the network.")] = None,
+    config: Annotated[Path | None, typer.Option(help="All of this as TOML; options override it.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, memory and time; run nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
+    html: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
+) -> None:
+    """Judge labelled conversations with a guard before and after fine-tuning, and say what changed.
+
+    Writes a run directory (run.json, one line an item, activations, report.html) and ends with the gate's decision as
+    exit code: 0 allow, 1 deny, 3 hold. Interrupted runs go on where they stopped when the command is repeated.
+
+    [bold]Examples[/bold]
+
+      guardkeel audit --limit 100                                 [dim]the embedded guard, a quick look[/dim]
+      guardkeel audit keel-135m --against ./my-lora               [dim]before and after a LoRA fine-tune[/dim]
+      guardkeel audit hub:org/guard --against ./tuned -s mine.jsonl --policy gate.toml
+    """
+    from guardkeel.evaluation.config import read_config
+
+    given: dict[str, Any] = {
+        "against": against,
+        "suites": suite or None,
+        "policy": str(policy) if policy else None,
+        "limit": limit,
+        "family": family,
+        "threshold": threshold,
+        "geometry": geometry,
+        "dtype": dtype,
+        "device": device,
+        "max_tokens": max_tokens,
+        "token_budget": token_budget,
+        "seed": seed,
+        "offline": offline,
+    }
+    if config is None or reference != "keel-135m":
+        given["reference"] = reference
+    resolved = read_config(config, given, changes or ())
+    hush()
+    if dry_run:
+        plan(resolved, as_json)
+        return
+    out = out or _fresh(resolved)
+    results = run(resolved, out, quiet=as_json and not sys.stderr.isatty())
+    page = None
+    if html:
+        from guardkeel.report import write_report
+
+        page = write_report(out)
+    if as_json:
+        emit({"run": str(out), "report": str(page) if page else None, "results": results.model_dump(mode="json")})
+    else:
+        show(results)
+        say(f"\nrun     {out}" + (f"\nreport  {page}" if page else ""))
+    if results.decision is not None and results.candidate is not None:
+        raise typer.Exit(EXIT_CODES[results.decision.decision])
+
+
+def run(config: AuditConfig, out: Path, *, quiet: bool = False) -> AuditResults:
+    """Run, or resume, the audit of a configuration."""
+    from guardkeel.evaluation.audit import Source
+    from guardkeel.evaluation.audit import audit as run_audit
+    from guardkeel.evaluation.policy import load_policy
+    from guardkeel.evaluation.suites import load_suite
+    from guardkeel.guards.load import guard_path
+    from guardkeel.guards.pair import pair
+    from guardkeel.models.loading import checkpoint_digest
+
+    policy = load_policy(config.policy)
+    with progress(quiet) as watch:
+        suites = [load_suite(name, data=config.data, offline=config.offline, progress=watch) for name in config.suites]
+        named = {"reference": config.reference} | ({"candidate": config.against} if config.against else {})
+        sources = {
+            role: Source(reference=text, digest=checkpoint_digest(guard_path(text, progress=watch, offline=config.offline)))
+            for role, text in named.items()
+        }
+        return run_audit(
+            pair(config.reference, config.against, progress=watch, **config.guard_options()),
+            suites,
+            out,
+            sources=sources,
+            settings=config.settings(),
+            policy=policy,
+            command=["guardkeel", *sys.argv[1:]],
+            watch=watch,
+        )
+
+
+def plan(config: AuditConfig, as_json: bool) -> None:
+    """Say what the audit would do and need."""
+    from guardkeel.evaluation.estimate import estimate
+    from guardkeel.evaluation.selection import select
+    from guardkeel.evaluation.suites import load_suite
+    from guardkeel.guards.load import describe, guard_path
+    from guardkeel.guards.pair import toggles
+
+    with progress(as_json) as watch:
+        suites = [load_suite(name, data=config.data, offline=config.offline, progress=watch) for name in config.suites]
+        before = guard_path(config.reference, progress=watch, offline=config.offline)
+        after = guard_path(config.against, progress=watch, offline=config.offline) if config.against else None
+    items = select(suites, limit=config.limit, calibrate=after is not None)
+    encoder, folder = describe(before, config.reference, family=config.family, max_tokens=config.max_tokens)
+    shared = after is not None and toggles(before, after, None, config.offline)
+    found = estimate(
+        folder,
+        items,
+        guards=1 if after is None else 2,
+        loaded=1 if after is None or shared else 2,
+        encoder=encoder,
+        dtype=config.dtype,
+        device=config.device,
+        token_budget=config.token_budget or 2048,
+    )
+    if as_json:
+        emit(found.model_dump() | {"suites": [s.name for s in suites]})
+        return
+    how = "" if after is None else (" (an adapter switched on and off, loaded once)" if shared else " (two checkpoints)")
+    say(
+        f"[bold]plan[/bold]     {found.guards} guard{'s' if found.guards > 1 else ''}{how}, {len(suites)} suites, "
+        f"{found.items} items, {found.tokens:,} tokens a guard\n"
+        f"[bold]model[/bold]    {found.parameters / 1e6:.0f} M parameters, {found.dtype} on {found.device}\n"
+        f"[bold]memory[/bold]   about {found.memory / 1e9:.1f} GB\n"
+        f"[bold]time[/bold]     about {duration(found.seconds)} of scoring on this machine\n"
+        "nothing was run"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _fresh(config: AuditConfig) -> Path:
+    """An unfinished run of the same configuration, else a new folder under runs/."""
+    name = f"audit-{Path(config.reference.split('@')[0]).name}"
+    home = Path("runs")
+    for path in sorted(home.glob(f"{name}-*"), reverse=True) if home.is_dir() else ():
+        if (path / "plan.json").exists() and _same(path, config):
+            return path
+    path = home / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    path.mkdir(parents=True, exist_ok=True)
+    (path / ".config.json").write_text(config.model_dump_json())
+    return path
+
+
+def _same(path: Path, config: AuditConfig) -> bool:
+    saved = path / ".config.json"
+    return saved.exists() and saved.read_text() == config.model_dump_json()
+
+
+def show(results: AuditResults) -> None:
+    """The results in a screenful."""
+    before, after = results.reference, results.candidate
+    rows = []
+    labels = {"recall": "unsafe recall", "fpr": "false positives", "auroc": "AUROC", "unscored": "unscored"}
+    for key, label in labels.items():
+        old = getattr(before.overall, key)
+        row = [label, _estimate(old)]
+        if after is not None:
+            new = getattr(after.overall, key)
+            row += [_estimate(new), _change(results, key)]
+        rows.append([*row, str(old.n)])
+    columns = ["", before.info.name, *([after.info.name, "change (95%)"] if after else []), "n"]
+    table("all suites", columns, rows)
+    if after is not None and results.comparison is not None:
+        pooled = [r for r in results.comparison.recalibration if r.suite == "*"]
+        if pooled and pooled[0].lost_to_ranking.value is not None:
+            part = pooled[0]
+            say(
+                f"of the recall lost, {_points(part.lost_to_operating_point.value)} are the operating point (a moved threshold "
+                f"gives them back) and {_points(part.lost_to_ranking.value)} are ranking"
+            )
+    if results.decision is not None:
+        show_decision(results.decision)
+
+
+def show_decision(decision: Decision) -> None:
+    """The gate's decision and the rules behind it."""
+    say(f"\ngate    [{DECISION_STYLE[decision.decision]}]{decision.decision.upper()}[/]  {decision.reason}")
+    marks = {"pass": "[green]pass[/green]", "fail": "[red]fail[/red]", "hold": "[yellow]hold[/yellow]"}
+    for rule in decision.rules:
+        note = " [dim](advisory)[/dim]" if rule.advisory else ""
+        if rule.outcome != "pass":
+            say(f"  {marks[rule.outcome]}  {rule.name}{note}: {rule.reason}")
+    passed = sum(r.outcome == "pass" for r in decision.rules)
+    say(f"  {marks['pass']}  {passed} of {len(decision.rules)} rules")
+
+
+def _estimate(estimate: Any) -> str:
+    if estimate.value is None:
+        return "–"
+    span = f" [dim]{estimate.low:.3f}–{estimate.high:.3f}[/dim]" if estimate.low is not None else ""
+    return f"{estimate.value:.3f}{span}"
+
+
+def _change(results: AuditResults, key: str) -> str:
+    comparison = results.comparison
+    assert comparison is not None
+    if key == "auroc":
+        found = next((r.difference for r in comparison.ranking if r.suite == "*"), None)
+    else:
+        found = next((t.difference for t in comparison.tests if t.suite == "*" and t.metric == key), None)
+    if found is None or found.value is None:
+        return "–"
+    span = f" [dim]{found.low:+.3f} to {found.high:+.3f}[/dim]" if found.low is not None else ""
+    return f"{found.value:+.3f}{span}"
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} points"

@@ -1,0 +1,30 @@
+"""guardkeel report: write the HTML page of a run again, from its directory alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from guardkeel.cli.terminal import say
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("report")(report)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Run directory of an audit.")],
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Write report.html from a run directory: one file, no scripts needed, printable; no model is loaded."""
+    from guardkeel.report import write_report
+
+    path = write_report(run)
+    say(str(path))
+    if open_it:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())

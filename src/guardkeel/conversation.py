@@ -1,0 +1,276 @@
+"""What is judged: conversations with system, user, assistant and tool turns, and their labels.
+
+The file format is JSON Lines with OpenAI-style messages:
+
+    {"id": "a1", "messages": [{"role": "user", "content": "…"}], "labels": {"prompt": "unsafe"},
+     "categories": ["Threat"], "source": "mine", "language": "en"}
+
+Lines end at "\\n" only, so that texts may hold U+2028 and friends. Unknown fields are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, cast, get_args
+
+from guardkeel.errors import DataError
+
+Role = Literal["system", "user", "assistant", "tool"]
+Side = Literal["prompt", "response", "trajectory"]
+Label = Literal["safe", "unsafe"]
+
+ROLES: tuple[Role, ...] = get_args(Role)
+SIDES: tuple[Side, ...] = get_args(Side)
+LABELS: tuple[Label, ...] = get_args(Label)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call that an assistant turn makes. `arguments` is the JSON text as the model wrote it."""
+
+    name: str
+    arguments: str = "{}"
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message. A `tool` turn is a tool's result and may name its tool and call."""
+
+    role: Role
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """An ordered, non-empty sequence of turns."""
+
+    turns: tuple[Turn, ...]
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise DataError("a conversation has no turns", remedy="give at least one message")
+
+    @classmethod
+    def of(cls, prompt: str, response: str | None = None) -> Conversation:
+        """The commonest shape: one user message and, if given, one assistant reply."""
+        turns = (Turn("user", prompt),)
+        return cls(turns if response is None else (*turns, Turn("assistant", response)))
+
+    @classmethod
+    def from_messages(cls, messages: Sequence[Mapping[str, Any]]) -> Conversation:
+        """Read OpenAI-style messages; raises DataError naming the message and field."""
+        if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+            raise DataError(f"messages must be a non-empty list, not {messages!r:.80}")
+        return cls(tuple(_turn(m, i) for i, m in enumerate(messages)))
+
+    def to_messages(self) -> list[dict[str, Any]]:
+        """OpenAI-style messages; `from_messages` of the result is this conversation."""
+        return [_message(t) for t in self.turns]
+
+    @property
+    def text(self) -> str:
+        """All that is judged as one string: contents and tool calls, in order."""
+        return "\n".join(
+            part for t in self.turns for part in (t.content, *(f"{c.name}({c.arguments})" for c in t.tool_calls)) if part
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A labelled conversation.
+
+    `labels` holds a label for each side that was judged: `prompt` is the last user turn, `response` the
+    last assistant turn, `trajectory` the whole. A side without a label is unknown, never safe.
+    Rows with the same `group` (default: the id) stay in one split.
+    """
+
+    id: str
+    conversation: Conversation
+    labels: Mapping[Side, Label] = field(default_factory=dict)
+    categories: tuple[str, ...] = ()
+    source: str = ""
+    language: str = ""
+    group: str = ""
+
+    def to_row(self) -> dict[str, Any]:
+        """The JSON object of this example, without empty fields."""
+        row = {
+            "id": self.id,
+            "messages": self.conversation.to_messages(),
+            "labels": dict(self.labels),
+            "categories": list(self.categories),
+            "source": self.source,
+            "language": self.language,
+            "group": self.group,
+        }
+        return {k: v for k, v in row.items() if v or k in ("id", "messages")}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Example:
+        """Read one JSON object; raises DataError naming the field and value."""
+        unknown = set(row) - {"id", "messages", "labels", "categories", "source", "language", "group"}
+        if unknown:
+            raise DataError(
+                f"unknown field {sorted(unknown)[0]!r}",
+                remedy="fields are id, messages, labels, categories, source, language, group; "
+                "rename it, or map other formats with a field mapping",
+            )
+        identity = row.get("id")
+        if not isinstance(identity, str | int) or identity == "":
+            raise DataError(f"field 'id' must be a non-empty string, not {identity!r:.80}")
+        if "messages" not in row:
+            raise DataError("field 'messages' is missing", remedy="give OpenAI-style messages: [{role, content}]")
+        return cls(
+            id=str(identity),
+            conversation=Conversation.from_messages(row["messages"]),
+            labels=parse_labels(row.get("labels", {})),
+            categories=tuple(_strings(row.get("categories", ()), "categories")),
+            source=_string(row.get("source", ""), "source"),
+            language=_string(row.get("language", ""), "language"),
+            group=str(row.get("group", "")),
+        )
+
+
+def parse_labels(value: Any) -> Mapping[Side, Label]:
+    """Check a {side: label} object; raises DataError naming the bad side or label."""
+    if not isinstance(value, Mapping):
+        raise DataError(f"labels must be an object like {{'prompt': 'unsafe'}}, not {value!r:.80}")
+    for side, label in value.items():
+        if side not in SIDES:
+            raise DataError(f"unknown side {side!r} in labels", remedy=f"sides are {', '.join(SIDES)}")
+        if label not in LABELS:
+            raise DataError(
+                f"unknown label {label!r} for side {side!r}",
+                remedy="labels are 'safe' and 'unsafe'; leave a side out if it was not judged",
+            )
+    return MappingProxyType(dict(value))
+
+
+def normalised(text: str) -> str:
+    """Text for duplicate detection: NFKC, case-folded, every run of non-word characters one space."""
+    return re.sub(r"\W+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def text_digest(text: str) -> str:
+    """Sixteen hex digits that name a text in logs and run files without showing it."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def read_jsonl(path: str | Path) -> Iterator[Example]:
+    """Stream examples from a JSONL file; a bad line raises DataError with file, line, value and remedy."""
+    path = Path(path)
+    try:
+        handle = path.open("rb")
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror})", remedy="check the path and permissions") from e
+    with handle:
+        for number, raw in enumerate(handle, 1):
+            if raw.strip():
+                yield _parse_line(raw, f"{path}:{number}")
+
+
+def write_jsonl(path: str | Path, examples: Iterable[Example]) -> int:
+    """Write examples as JSONL and return their number. The file appears whole or not at all."""
+    from guardkeel.records import atomic_writer
+
+    count = 0
+    with atomic_writer(path) as out:
+        for example in examples:
+            out.write(json.dumps(example.to_row(), ensure_ascii=False).encode() + b"\n")
+            count += 1
+    return count
+
+
+def _parse_line(raw: bytes, where: str) -> Example:
+    try:
+        row = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as e:
+        raise DataError(f"{where}: not UTF-8 ({e.reason} at byte {e.start})", remedy="re-encode the file as UTF-8") from e
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise DataError(f"{where}: not JSON ({e})", remedy="each line must be one JSON object") from e
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a line must be a JSON object, not {type(row).__name__}")
+    try:
+        return Example.from_row(row)
+    except DataError as e:
+        raise DataError(f"{where}: {e.problem}", remedy=e.remedy) from e
+
+
+def _turn(message: Any, index: int) -> Turn:
+    where = f"message {index}"
+    if not isinstance(message, Mapping):
+        raise DataError(f"{where}: must be an object with role and content, not {message!r:.80}")
+    unknown = set(message) - {"role", "content", "tool_calls", "name", "tool_call_id", "refusal"}
+    if unknown:
+        raise DataError(f"{where}: unknown field {sorted(unknown)[0]!r}", remedy="see the OpenAI message format")
+    role = message.get("role")
+    if role not in ROLES:
+        raise DataError(f"{where}: unknown role {role!r}", remedy=f"roles are {', '.join(ROLES)}")
+    calls = tuple(_tool_call(c, where) for c in message.get("tool_calls") or ())
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "\n".join(_text_part(p, where) for p in content)
+    if content is None and (calls or message.get("refusal")):
+        content = message.get("refusal") or ""
+    if not isinstance(content, str):
+        raise DataError(f"{where}: content must be text, not {content!r:.80}")
+    return Turn(
+        role=cast(Role, role),
+        content=content,
+        tool_calls=calls,
+        name=_string(message.get("name") or "", "name"),
+        tool_call_id=_string(message.get("tool_call_id") or "", "tool_call_id"),
+    )
+
+
+def _text_part(part: Any, where: str) -> str:
+    if isinstance(part, Mapping) and part.get("type") in ("text", "input_text", "output_text"):
+        return _string(part.get("text"), "text")
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise DataError(f"{where}: content part of type {kind!r} is not text", remedy="only text parts can be judged here")
+
+
+def _tool_call(call: Any, where: str) -> ToolCall:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise DataError(f"{where}: a tool call needs function.name, got {call!r:.80}")
+    arguments = function.get("arguments", "{}")
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False, sort_keys=True)
+    return ToolCall(name=function["name"], arguments=arguments, id=str(call.get("id") or ""))
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.tool_calls:
+        message["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in turn.tool_calls
+        ]
+    if turn.name:
+        message["name"] = turn.name
+    if turn.tool_call_id:
+        message["tool_call_id"] = turn.tool_call_id
+    return message
+
+
+def _string(value: Any, field_name: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"field {field_name!r} must be a string, not {value!r:.80}")
+    return value
+
+
+def _strings(value: Any, field_name: str) -> list[str]:
+    if not isinstance(value, list | tuple):
+        raise DataError(f"field {field_name!r} must be a list of strings, not {value!r:.80}")
+    return [_string(v, field_name) for v in value]

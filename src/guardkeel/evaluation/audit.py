@@ -1,0 +1,304 @@
+"""The main job: judge the same labelled items with a reference and a candidate, and say what changed.
+
+audit = select items → score both guards (geometry in the same forward) → behaviour → paired comparison →
+gate → run directory. Everything after scoring reads numbers only and can be redone without the model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from pydantic import BaseModel
+
+import guardkeel
+from guardkeel.errors import ConfigError
+from guardkeel.evaluation.behaviour import measure, slices
+from guardkeel.evaluation.compare import compare
+from guardkeel.evaluation.gate import decide
+from guardkeel.evaluation.items import ItemMeta, Pair, group_codes
+from guardkeel.evaluation.policy import Policy, default_policy
+from guardkeel.evaluation.scoring import Scored, score, verdict_row
+from guardkeel.evaluation.selection import geometry_sample, meta, row, select, suite_infos
+from guardkeel.evaluation.settings import AuditSettings
+from guardkeel.evaluation.suites import Suite, SuiteItem
+from guardkeel.guards.load import AnyGuard
+from guardkeel.records import RunRecord, atomic_writer, environment, value_digest, write_json, write_record, write_text
+from guardkeel.results import AuditResults, GuardInfo, GuardResult, LayerGeometry
+
+Watch = Callable[[str, int, int], None]
+
+
+class Source(BaseModel):
+    """Where a guard came from and the digest of its files."""
+
+    reference: str
+    digest: str
+    parameters: int = 0
+
+
+def audit(
+    guards: Iterable[tuple[str, AnyGuard]],
+    suites: Sequence[Suite],
+    folder: Path,
+    *,
+    sources: Mapping[str, Source],
+    settings: AuditSettings | None = None,
+    policy: Policy | None = None,
+    command: Sequence[str] = (),
+    watch: Watch = lambda what, done, total: None,
+) -> AuditResults:
+    """Run or resume an audit in `folder` and return its results, which are also in `folder/run.json`.
+
+    `guards` yields ("reference", guard) and, where two are compared, ("candidate", guard), each when it is asked for
+    (see guards.pair), so that two large models need not be in memory at once. `sources` names the same
+    roles. Raises ConfigError when the folder holds another run.
+    """
+    settings = settings or AuditSettings()
+    policy = policy or default_policy()
+    started_at, started = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    items = select(suites, limit=settings.limit, calibrate="candidate" in sources)
+    inputs = {f"suite {s.name}": s.digest for s in suites} | {f"guard {role}": s.digest for role, s in sources.items()}
+    config = settings.model_dump() | {"policy": policy.model_dump(mode="json")}
+    config |= {role: s.reference for role, s in sources.items()} | {"suites": [s.name for s in suites]}
+    _claim(folder, value_digest([inputs, config, [i.judgement.id for i in items]]))
+    write_text(folder / "config.toml", tomli_w.dumps(_without_none(config)))
+    with atomic_writer(folder / "items.jsonl") as out:
+        for item in items:
+            out.write(json.dumps(row(item)).encode() + b"\n")
+
+    sample = geometry_sample(items, settings.geometry_items) if settings.geometry else []
+    judgements = [i.judgement for i in items]
+    scored: dict[str, Scored] = {}
+    infos: dict[str, GuardInfo] = {}
+    missing: list[str] = []
+    layers: tuple[int, ...] = ()
+
+    def run(role: str, guard: Any) -> None:
+        nonlocal layers
+        if settings.geometry and not layers:
+            layers = _layers(guard.model, settings, missing)
+        infos[role] = _info(guard, sources[role])
+        scored[role] = score(
+            guard, judgements, folder, role, layers=layers, sample=sample, watch=lambda d, t: watch(f"score {role}", d, t)
+        )
+
+    for role, guard in guards:
+        run(role, guard)
+
+    results = _results(items, suites, scored, infos, settings, policy, layers, sample, watch)
+    if not settings.geometry:
+        missing.append("geometry: switched off")
+    for role, found in scored.items():
+        with atomic_writer(folder / f"{role}.jsonl") as out:
+            for judged, verdict in zip(judgements, found.verdicts, strict=True):
+                out.write(json.dumps({"id": judged.id} | verdict_row(verdict)).encode() + b"\n")
+    if results.geometry:
+        _save_states(folder / "geometry.safetensors", scored, layers, sample, items)
+    versions, hardware = environment()
+    record = RunRecord(
+        verb="audit",
+        started_at=started_at,
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        guardkeel=guardkeel.__version__,
+        command=list(command),
+        inputs=inputs,
+        config=config,
+        seeds={"seed": settings.seed},
+        versions=versions,
+        hardware=hardware,
+        timings={"total": time.perf_counter() - started} | {f"score {role}": s.seconds for role, s in scored.items()},
+        counts={"items": len(items), "geometry items": len(sample)},
+        results=results.model_dump(mode="json"),
+        not_measured=missing + _not_measured(results),
+    )
+    write_record(folder, record)
+    shutil.rmtree(folder / "progress", ignore_errors=True)
+    (folder / "plan.json").unlink(missing_ok=True)
+    return results
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: what is not set is left out."""
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value
+
+
+def _claim(folder: Path, digest: str) -> None:
+    """Make the folder this run's own, or find that it is; refuse one that belongs to another run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / "plan.json"
+    if plan.exists():
+        if json.loads(plan.read_text())["digest"] != digest:
+            raise ConfigError(
+                f"{folder}: holds an unfinished run with other guards, suites or settings",
+                remedy="repeat its command to resume it, or choose another --out",
+            )
+        return
+    if any(folder.iterdir()):
+        raise ConfigError(f"{folder}: is not empty", remedy="choose another --out, or delete the folder")
+    write_json(plan, {"digest": digest})
+
+
+def _layers(model: Any, settings: AuditSettings, missing: list[str]) -> tuple[int, ...]:
+    from guardkeel.activations.blocks import blocks, monitored
+    from guardkeel.errors import ModelError
+
+    try:
+        count = len(blocks(model))
+    except ModelError as e:
+        missing.append(f"geometry: {e.problem}")
+        return ()
+    if settings.layers is None:
+        return monitored(count)
+    for layer in settings.layers:
+        if not 1 <= layer <= count:
+            raise ConfigError(f"layer {layer} of a model with {count} blocks", remedy=f"choose 1 to {count}")
+    return tuple(sorted(set(settings.layers)))
+
+
+def _info(guard: Any, source: Source) -> GuardInfo:
+    weights = list(guard.model.parameters())
+    return GuardInfo(
+        name=guard.name,
+        reference=source.reference,
+        family=guard.family,
+        threshold=guard.threshold,
+        digest=source.digest,
+        parameters=sum(w.numel() for w in weights),
+        dtype=str(max(weights, key=lambda w: w.numel()).dtype).removeprefix("torch."),
+        device=str(guard.model.device),
+    )
+
+
+def _results(
+    items: Sequence[SuiteItem],
+    suites: Sequence[Suite],
+    scored: dict[str, Scored],
+    infos: dict[str, GuardInfo],
+    settings: AuditSettings,
+    policy: Policy,
+    layers: Sequence[int],
+    sample: Sequence[int],
+    watch: Watch,
+) -> AuditResults:
+    watch("statistics", 0, 1)
+    test = [k for k, i in enumerate(items) if i.split == "test"]
+    held = [k for k, i in enumerate(items) if i.split == "calibrate"]
+    metas = [meta(i) for i in items]
+    guards = {
+        role: _guard_result([metas[k] for k in test], found.scores[test], infos[role], settings.seed)
+        for role, found in scored.items()
+    }
+    comparison = None
+    if "candidate" in scored:
+        before, after = scored["reference"].scores, scored["candidate"].scores
+        comparison = compare(
+            [metas[k] for k in test],
+            before[test],
+            after[test],
+            infos["reference"].threshold,
+            infos["candidate"].threshold,
+            margins=policy.non_inferiority.margins.model_dump(),
+            alpha=policy.non_inferiority.alpha,
+            calibrate=Pair([metas[k] for k in held], before[held], after[held]) if held else None,
+            seed=settings.seed,
+        )
+    results = AuditResults(
+        suites=suite_infos(suites, items),
+        reference=guards["reference"],
+        candidate=guards.get("candidate"),
+        comparison=comparison,
+        geometry=list(_geometry(items, scored, layers, sample, settings, watch)),
+        shortened=sum(any(s.verdicts[k].dropped for s in scored.values()) for k in range(len(items))),
+    )
+    results.decision = decide(results, policy)
+    watch("statistics", 1, 1)
+    return results
+
+
+def _guard_result(metas: list[ItemMeta], scores: Any, info: GuardInfo, seed: int) -> GuardResult:
+    unsafe = np.array([m.unsafe for m in metas])
+    return GuardResult(
+        info=info,
+        overall=measure(scores, unsafe, info.threshold, seed=seed, groups=group_codes(metas)),
+        slices=slices(metas, scores, info.threshold, seed=seed),
+    )
+
+
+def _geometry(
+    items: Sequence[SuiteItem],
+    scored: dict[str, Scored],
+    layers: Sequence[int],
+    sample: Sequence[int],
+    settings: AuditSettings,
+    watch: Watch,
+) -> Iterator[LayerGeometry]:
+    before = scored["reference"].hidden
+    if before is None or not layers:
+        return
+    from guardkeel.evaluation.geometry_results import to_result
+    from guardkeel.geometry.layer import measure_layer
+
+    after = scored["candidate"].hidden if "candidate" in scored else None
+    unsafe = np.array([items[k].label == "unsafe" for k in sample])
+    groups = [items[k].example.group or items[k].example.id for k in sample]
+    for index, layer in enumerate(layers):
+        watch("geometry", index, len(layers))
+        yield to_result(
+            measure_layer(
+                layer,
+                before[index],
+                after[index] if after is not None else None,
+                unsafe,
+                rank=settings.rank,
+                seed=settings.seed,
+                draws=settings.draws,
+                groups=groups,
+            )
+        )
+    watch("geometry", len(layers), len(layers))
+
+
+def _save_states(
+    path: Path, scored: dict[str, Scored], layers: Sequence[int], sample: Sequence[int], items: Sequence[SuiteItem]
+) -> None:
+    """Activations at the verdict position, (items, width) per guard and layer, and their labels."""
+    from safetensors.numpy import save
+
+    tensors = {
+        f"{role}.{layer}": np.ascontiguousarray(found.hidden[k])
+        for role, found in scored.items()
+        if found.hidden is not None
+        for k, layer in enumerate(layers)
+    }
+    tensors["unsafe"] = np.array([items[k].label == "unsafe" for k in sample], np.uint8)
+    ids = json.dumps([items[k].judgement.id for k in sample])
+    with atomic_writer(path) as out:
+        out.write(save(tensors, metadata={"ids": ids, "format": "np"}))
+
+
+def _not_measured(results: AuditResults) -> list[str]:
+    """In words, what a reader could expect and will not find."""
+    notes = []
+    overall = (results.candidate or results.reference).overall
+    for name in ("recall", "fpr", "auroc"):
+        estimate = getattr(overall, name)
+        if estimate.value is None:
+            notes.append(f"{name}: {estimate.note}")
+    sides = {s.value for s in results.reference.slices if s.by == "side"}
+    notes += [f"{side} side: no suite has labels for it" for side in ("prompt", "response", "trajectory") if side not in sides]
+    languages = {s.value for s in results.reference.slices if s.by == "language"}
+    if not languages - {"en"}:
+        notes.append("languages other than English: no labelled items")
+    if results.candidate is None:
+        notes.append("change: no candidate was given")
+    return notes

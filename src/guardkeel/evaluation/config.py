@@ -1,0 +1,78 @@
+"""The whole configuration of an audit as one TOML file: `guardkeel audit --config audit.toml --set limit=200`."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from guardkeel.errors import ConfigError
+from guardkeel.evaluation.settings import AuditSettings
+
+DEFAULT_SUITES = ["advbench", "do-not-answer", "pyrit-objective", "bastion-injection", "keel-domain", "keel-contrast"]
+
+
+class AuditConfig(AuditSettings):
+    """What an audit reads, and all of AuditSettings."""
+
+    reference: str = Field(default="keel-135m", description="the guard before: a name, folder or reference")
+    against: str | None = Field(default=None, description="the guard after: a checkpoint, or a LoRA adapter on the reference")
+    suites: list[str] = Field(default=DEFAULT_SUITES, min_length=1, description="names, files, cards or references")
+    data: str | None = Field(default=None, description="folder that data: references of cards start from")
+    policy: str | None = Field(default=None, description="gate policy (TOML); default: the one that ships")
+    family: str | None = Field(default=None, description="guard family, where it cannot be told")
+    threshold: float | None = Field(default=None, ge=0, le=1, description="P(unsafe) from which a verdict is unsafe")
+    dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    max_tokens: int | None = Field(default=None, ge=64, description="longest input; longer messages are shortened")
+    token_budget: int | None = Field(default=None, ge=64, description="padded tokens in a batch")
+    offline: bool | None = Field(default=None, description="never use the network")
+
+    def guard_options(self) -> dict[str, Any]:
+        """The options of load_guard."""
+        return self.model_dump(include={"family", "threshold", "dtype", "device", "max_tokens", "token_budget", "offline"})
+
+    def settings(self) -> AuditSettings:
+        """The part that the audit itself reads."""
+        return AuditSettings(**self.model_dump(include=set(AuditSettings.model_fields)))
+
+
+def read_config(path: Path | None, given: Mapping[str, Any], changes: Sequence[str] = ()) -> AuditConfig:
+    """A TOML file, overridden by options that were given, overridden by KEY=VALUE changes.
+
+    Raises ConfigError naming the file, key and value.
+    """
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(path.read_text("utf-8"))
+        except OSError as e:
+            raise ConfigError(f"{path}: cannot be read ({e.strerror})", remedy="check the path") from e
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise ConfigError(f"{path}: not TOML: {e}", remedy="see https://toml.io") from e
+    table |= {k: v for k, v in given.items() if v is not None}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {change!r}: not KEY=VALUE", remedy="for example --set limit=200")
+        table[key.strip()] = _value(value)
+    try:
+        return AuditConfig.model_validate(table)
+    except ValidationError as e:
+        first = e.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        where = f"{path}: " if path else ""
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{where}unknown key {key!r}", remedy=f"keys are {', '.join(AuditConfig.model_fields)}") from e
+        raise ConfigError(f"{where}{key} = {first['input']!r}: {first['msg']}", remedy="see guardkeel audit --help") from e
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # a bare word is a string

@@ -1,0 +1,161 @@
+"""From a reference to a guard: which family it is of, at which threshold, on which device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guardkeel.errors import ConfigError, ModelError
+from guardkeel.guards.causal import CausalGuard
+from guardkeel.guards.classifier import ClassifierGuard
+from guardkeel.guards.embedded import NAME, SETTINGS, keel_path
+from guardkeel.guards.encoding import Encoder
+from guardkeel.guards.registry import CLASSIFIER, families, family_named, guess
+from guardkeel.models.adapters import adapter_base, attach_adapter, is_adapter
+from guardkeel.models.checks import read_json
+from guardkeel.models.loading import base_folder, load_model, load_tokenizer, local_checkpoint, task_of
+from guardkeel.resources import Progress, parse, resolve
+
+AnyGuard = CausalGuard | ClassifierGuard
+
+
+class GuardSettings(BaseModel):
+    """`guardkeel.json` beside a checkpoint or an adapter: what the weights do not say."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    family: str | None = Field(default=None, description="guard family")
+    threshold: float | None = Field(default=None, ge=0, le=1, description="P(unsafe) from which a verdict is unsafe")
+    name: str | None = None
+    unsafe_labels: list[str] | None = Field(default=None, description="labels of a classifier that mean unsafe")
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+def guard_path(reference: str, *, progress: Progress | None = None, offline: bool | None = None) -> Path:
+    """The local folder of a guard; `keel-135m` (or `keel`) is the embedded one."""
+    if reference in (NAME, "keel"):
+        return keel_path(progress, offline)
+    return local_checkpoint(resolve(reference, progress=progress, offline=offline), progress)
+
+
+def load_guard(
+    reference: str = NAME,
+    *,
+    family: str | None = None,
+    threshold: float | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    max_tokens: int | None = None,
+    token_budget: int | None = None,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+    trust_remote_code: bool = False,
+) -> AnyGuard:
+    """Load a guard.
+
+    Args:
+        reference: `keel-135m`, `hub:org/name@revision`, `pypi:…`, `path:…` or a folder; a LoRA adapter folder is put on
+            its base.
+        family: guard family; by default what guardkeel.json, the architecture or the name says.
+        threshold: P(unsafe) from which a verdict is unsafe; by default guardkeel.json's, else 0.5.
+        dtype: auto, float32, bfloat16 or float16.
+        device: auto, cpu, cuda or cuda:N.
+        max_tokens: longest input in tokens; longer messages are shortened in the middle, and counted.
+        token_budget: padded tokens a batch may hold.
+        offline: never use the network.
+        progress: called with (what, done, total).
+        trust_remote_code: run the checkpoint's own Python code. Off unless you pass it.
+
+    Raises:
+        ResourceError, ModelError, ConfigError, RunError: naming what is wrong and the remedy.
+    """
+    path = guard_path(reference, progress=progress, offline=offline)
+    below = base_path(path, progress, offline) if is_adapter(path) else path
+    said = guard_settings(path, below)
+    model = load_model(path, dtype, device, base=below if below != path else None, trust_remote_code=trust_remote_code, progress=progress)
+    tokenizer = load_tokenizer(below, trust_remote_code=trust_remote_code)
+    name = said.name or _short(reference)
+    at = threshold if threshold is not None else (said.threshold if said.threshold is not None else 0.5)
+    options: dict[str, Any] = {"name": name, "threshold": at, "token_budget": token_budget}
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
+    chosen = family or said.family or _family(below, reference, adapter_base(path) if below != path else "")
+    if task_of(read_json(below / "config.json", ""), below) == "classifier":
+        if chosen not in (None, CLASSIFIER):
+            raise ConfigError(f"{reference}: a sequence classifier has no family {chosen!r}", remedy="leave --family out")
+        return ClassifierGuard(model, tokenizer, unsafe=said.unsafe_labels, **options)
+    if chosen is None or chosen == CLASSIFIER:
+        raise ConfigError(
+            f"{reference}: which guard family this model belongs to is not known",
+            remedy=f"name it with --family ({', '.join(families())}), or in a {SETTINGS} beside the checkpoint",
+        )
+    return CausalGuard(model, tokenizer, family_named(chosen), **options)
+
+
+def describe(path: Path, reference: str, *, family: str | None = None, max_tokens: int | None = None) -> tuple[Encoder | None, Path]:
+    """Without loading weights: the encoder (None for a classifier) and the folder of the full checkpoint."""
+    below = base_path(path) if is_adapter(path) else path
+    if task_of(read_json(below / "config.json", ""), below) == "classifier":
+        return None, below
+    chosen = family or guard_settings(path, below).family or _family(below, reference)
+    if chosen is None:
+        return None, below
+    return Encoder(family_named(chosen), load_tokenizer(below), max_tokens=max_tokens or 2048), below
+
+
+@contextlib.contextmanager
+def with_adapter(guard: AnyGuard, folder: str | Path, *, name: str = "") -> Iterator[AnyGuard]:
+    """The same loaded guard with a LoRA adapter switched on; it is taken off again on leaving."""
+    folder = Path(folder)
+    said = guard_settings(folder, folder)
+    before, label, threshold = guard.model, guard.name, guard.threshold
+    try:
+        guard.model = attach_adapter(before, folder, name="candidate")
+        guard.model.eval()
+        guard.name = name or said.name or folder.name
+        guard.threshold = said.threshold if said.threshold is not None else threshold
+        yield guard
+    finally:
+        wrapped, guard.model, guard.name, guard.threshold = guard.model, before, label, threshold
+        if wrapped is not before:
+            wrapped.unload()
+
+
+def base_path(adapter: Path, progress: Progress | None = None, offline: bool | None = None) -> Path:
+    """The folder of the model an adapter sits on; one made on keel-135m finds this machine's copy."""
+    said = adapter_base(adapter)
+    if said.rsplit("/", 1)[-1].startswith(NAME):
+        return keel_path(progress, offline)
+    return local_checkpoint(base_folder(adapter, progress), progress)
+
+
+def guard_settings(path: Path, below: Path) -> GuardSettings:
+    """The adapter's own settings over its base's."""
+    merged: dict[str, Any] = {}
+    for folder in dict.fromkeys((below, path)):
+        file = folder / SETTINGS
+        if file.is_file():
+            try:
+                said = GuardSettings.model_validate(read_json(file, "see docs/guards.md"))
+            except ValidationError as e:
+                first = e.errors()[0]
+                key = ".".join(map(str, first["loc"]))
+                raise ModelError(f"{file}: {key}: {first['msg']}", remedy="see docs/guards.md for its fields") from e
+            merged |= said.model_dump(exclude_none=True)
+    return GuardSettings(**merged)
+
+
+def _family(folder: Path, *names: str) -> str | None:
+    config = read_json(folder / "config.json", "")
+    return guess(*names, folder.name, str(config.get("_name_or_path", "")))
+
+
+def _short(reference: str) -> str:
+    parsed = parse(reference) if reference != NAME else None
+    return Path(parsed.name).name if parsed else reference
+
+

@@ -1,0 +1,1 @@
+"""Models: checks, loading, adapters, tiny test models, GGUF conversion and the embedded guard's base."""

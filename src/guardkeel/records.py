@@ -1,0 +1,149 @@
+"""Run directories and what they hold: estimates with intervals, run records, digests, atomic writes.
+
+A run directory is the only thing that reports, comparisons and gates read:
+
+    run.json          RunRecord, written last: a directory without it is an unfinished run
+    config.toml       the configuration as resolved
+    items.jsonl       one judged item a line, in suite order
+    geometry.safetensors, …   whatever the verb adds
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guardkeel.errors import DataError
+
+SCHEMA_VERSION = 1
+
+
+class Estimate(BaseModel):
+    """A value with its interval and the number of items behind it.
+
+    `value` is None when the quantity is undefined (say, AUROC of one class); `note` then says why.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int
+    confidence: float = 0.95
+    note: str = ""
+
+
+class RunRecord(BaseModel):
+    """What a run was, from what, how, on what, and what came out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    verb: str
+    started_at: str
+    finished_at: str = ""
+    guardkeel: str = ""
+    command: list[str] = Field(default_factory=list)
+    inputs: dict[str, str] = Field(default_factory=dict, description="name → sha256 of what was read")
+    config: dict[str, Any] = Field(default_factory=dict)
+    seeds: dict[str, int] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    timings: dict[str, float] = Field(default_factory=dict, description="seconds")
+    counts: dict[str, int] = Field(default_factory=dict)
+    results: dict[str, Any] = Field(default_factory=dict)
+    not_measured: list[str] = Field(default_factory=list)
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that replaces `path` only when the block ends well (temp, fsync, rename)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp made it private
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)  # noqa: PTH108
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
+    with atomic_writer(path) as out:
+        out.write(text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file atomically, sorted and indented, refusing NaN."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_record(directory: str | Path, record: RunRecord) -> Path:
+    """Write run.json, which marks the run as finished."""
+    path = Path(directory) / "run.json"
+    write_json(path, record.model_dump(mode="json"))
+    return path
+
+
+def read_record(directory: str | Path) -> RunRecord:
+    """Read run.json; raises DataError naming the file and the remedy."""
+    path = Path(directory) / "run.json"
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except FileNotFoundError as e:
+        raise DataError(
+            f"{path}: no run record there", remedy="give a run directory of a finished run; resume an unfinished one first"
+        ) from e
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise DataError(f"{path}: field {'.'.join(map(str, first['loc']))!r}: {first['msg']}") from e
+
+
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file's bytes, as hex."""
+    with Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def value_digest(value: Any) -> str:
+    """sha256 of a JSON-able value in canonical form, as hex."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def environment() -> tuple[dict[str, str], dict[str, Any]]:
+    """Versions of what decides results, and the machine in words."""
+    versions = {"python": platform.python_version()}
+    for name in ("guardkeel", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    hardware: dict[str, Any] = {
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+    torch = sys.modules.get("torch")  # never the reason to import it
+    if torch is not None:
+        hardware["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            hardware["accelerator"] = torch.cuda.get_device_name()
+    return versions, hardware
