@@ -1,4 +1,4 @@
-"""Writes audit run directories for tests: real measures and a real gate over synthetic scores and harmless texts."""
+"""Writes audit run directories for tests: real measures and gate, synthetic scores, harmless texts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ HOSTILE = (
 )
 MEGABYTE = "<script>window.pwned=9</script>" * 33_000  # over a million characters
 CATEGORIES = ("Threat", "Fraud/Deception", "Malware", "PII/Privacy", "Harassment", "Violence")
-SUITES = (("refusal-pairs", 0.5, "prompt"), ("agent-steps", 0.4, "trajectory"), ("bank-messages", 0.0, "prompt"))
+SUITES = (
+    ("refusal-pairs", 0.5, "prompt"),
+    ("agent-steps", 0.4, "trajectory"),
+    ("bank-messages", 0.0, "prompt"),
+)
 SUITES += (("direct-requests", 1.0, "prompt"), ("long-replies", 0.5, "response"))
 TOPICS = ("a parcel", "the train to Basel", "my savings account", "a recipe for soup", "the second invoice")
 
@@ -60,8 +64,8 @@ def write_run(
 ) -> Path:
     """Write a run directory and return it.
 
-    `collapse` is how far the candidate fell (0: not at all, 1: most unsafe items are missed); `texts` replace the
-    messages in turn; `hostile` puts HOSTILE into every field that a user or a model can fill.
+    `collapse` is how far the candidate fell (0: not at all, 1: most unsafe items are missed); `texts` replace
+    the messages in turn; `hostile` puts HOSTILE into every field that a user or a model can fill.
     """
     directory = Path(directory)
     rng = random.Random(seed)
@@ -78,7 +82,10 @@ def write_run(
 
     meta = [metas[i] for i in tested]
     results = AuditResults(
-        suites=[_suite(name, [m for m in meta if m.suite == name]) for name in dict.fromkeys(m.suite for m in meta)],
+        suites=[
+            _suite(name, [m for m in meta if m.suite == name])
+            for name in dict.fromkeys(m.suite for m in meta)
+        ],
         reference=_guard(_info("keel-135m", hostile), meta, of(tested, before)),
         shortened=3,
     )
@@ -92,7 +99,7 @@ def write_run(
     results.geometry = [_layer(i + 1, layers, candidate, collapse) for i in range(layers)]
     if decision:
         results.decision = decide(results, Policy())
-    _write(directory, results, rows, before, after if candidate else None, hostile)
+    _write(directory, results, rows, (before, after if candidate else None), hostile)
     return directory
 
 
@@ -108,7 +115,11 @@ def _items(
         text = texts[i % len(texts)] if texts else _message(i, rng)
         messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
         if side != "prompt":
-            reply = texts[(i + 1) % len(texts)] if texts else f"Here is what I found out about {rng.choice(TOPICS)}."
+            reply = (
+                texts[(i + 1) % len(texts)]
+                if texts
+                else f"Here is what I found out about {rng.choice(TOPICS)}."
+            )
             messages.append({"role": "assistant", "content": reply})
         if side == "trajectory":
             arguments = texts[(i + 2) % len(texts)] if texts else '{"query": "opening hours"}'
@@ -220,7 +231,9 @@ def _layer(layer: int, layers: int, candidate: bool, collapse: float) -> LayerGe
         estimate = Estimate(value=value, low=value - spread, high=value + spread, n=200)
         if null is None:
             return Measure(estimate=estimate)
-        return Measure(estimate=estimate, null_mean=null[0], null_high=null[1], p=0.005 if value > null[1] else 0.4)
+        return Measure(
+            estimate=estimate, null_mean=null[0], null_high=null[1], p=0.005 if value > null[1] else 0.4
+        )
 
     found = LayerGeometry(
         layer=layer,
@@ -238,7 +251,9 @@ def _layer(layer: int, layers: int, candidate: bool, collapse: float) -> LayerGe
             "cka": measure_of(1 - 0.45 * fell, 0.04, (0.0, 0.04)),
             "principal_angles": [8 + 40 * fell * k / 8 + 2 * k for k in range(8)],
             "overlap": measure_of(0.95 - 0.5 * fell, 0.05, (0.014, 0.03)),
-            "drift": Estimate(value=0.05 + 0.6 * fell, low=0.04 + 0.55 * fell, high=0.06 + 0.66 * fell, n=200),
+            "drift": Estimate(
+                value=0.05 + 0.6 * fell, low=0.04 + 0.55 * fell, high=0.06 + 0.66 * fell, n=200
+            ),
             "drift_inside": measure_of(0.03 + 0.3 * fell, 0.03, (0.014, 0.03)),
         }
     )
@@ -248,15 +263,19 @@ def _write(
     directory: Path,
     results: AuditResults,
     rows: list[dict[str, Any]],
-    before: list[float | None],
-    after: list[float | None] | None,
+    verdicts: tuple[list[float | None], list[float | None] | None],
     hostile: bool,
 ) -> None:
+    before, after = verdicts
     directory.mkdir(parents=True, exist_ok=True)
     _jsonl(directory / "items.jsonl", rows)
-    _jsonl(directory / "reference.jsonl", [_verdict(r, s, hostile) for r, s in zip(rows, before, strict=True)])
+    _jsonl(
+        directory / "reference.jsonl", [_verdict(r, s, hostile) for r, s in zip(rows, before, strict=True)]
+    )
     if after is not None:
-        _jsonl(directory / "candidate.jsonl", [_verdict(r, s, hostile) for r, s in zip(rows, after, strict=True)])
+        _jsonl(
+            directory / "candidate.jsonl", [_verdict(r, s, hostile) for r, s in zip(rows, after, strict=True)]
+        )
     write_text(directory / "config.toml", 'reference = "path:guards/keel-135m"\nbatch_tokens = 4096\n')
     payload = HOSTILE[1] + HOSTILE[8] if hostile else ""
     write_record(
@@ -266,9 +285,22 @@ def _write(
             started_at="2026-03-02T09:15:04+00:00",
             finished_at="2026-03-02T09:19:41+00:00",
             guardkeel="0.1.0",
-            command=["guardkeel", "audit", "path:guards/keel-135m", "--against", "path:guards/keel-135m-bank" + payload],
-            inputs={"reference" + payload: "9f2c" * 16, "candidate": "41d0" * 16, "suite refusal-pairs": "ab12" * 16},
-            config={"reference": "path:guards/keel-135m" + payload, "scoring": {"batch_tokens": 4096, "dtype": "bfloat16"}},
+            command=[
+                "guardkeel",
+                "audit",
+                "path:guards/keel-135m",
+                "--against",
+                "path:guards/keel-135m-bank" + payload,
+            ],
+            inputs={
+                "reference" + payload: "9f2c" * 16,
+                "candidate": "41d0" * 16,
+                "suite refusal-pairs": "ab12" * 16,
+            },
+            config={
+                "reference": "path:guards/keel-135m" + payload,
+                "scoring": {"batch_tokens": 4096, "dtype": "bfloat16"},
+            },
             seeds={"bootstrap": 0, "geometry": 0},
             versions={"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0"},
             hardware={"platform": "Linux x86_64" + payload, "cpus": 2, "threads": 1},

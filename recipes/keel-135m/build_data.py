@@ -4,7 +4,7 @@
 
 Every source below is permissively licensed (see docs/keel-135m.md). Left out on purpose, because they are test
 suites: AdvBench, HarmBench, JailbreakBench, SimpleSafetyTests, Do-Not-Answer, NotInject, CyberSecEval-benign,
-PyRIT objective and refusal sets, bastioncorpus, in-the-wild jailbreaks, Banking77. Texts that repeat one of
+PyRIT objective and refusal sets, bastioncorpus, in-the-wild jailbreaks, ASSEBench, Banking77. Texts that repeat one of
 them (equal, or 3-word-shingle Jaccard of at least 0.6) are dropped. Prints counts and digests only.
 """
 
@@ -165,7 +165,7 @@ def ordinary(data: Path, rng: random.Random) -> Iterator[Example]:
         pubmed = sorted(json.load(f).items())
     for i, (_, row) in enumerate(rng.sample(pubmed, 450)):
         if i % 3 == 0:
-            yield prompt("pubmedqa-abstract", i, " ".join(row["CONTEXTS"])[:600])
+            yield prompt("pubmedqa-abstract", i, " ".join(row["CONTEXTS"])[:350])
         elif i % 3 == 1:
             yield Example(f"pubmedqa-reply/{i}", Conversation.of(row["QUESTION"], row["LONG_ANSWER"]), {"response": "safe"}, (), "pubmedqa")
         else:
@@ -174,7 +174,7 @@ def ordinary(data: Path, rng: random.Random) -> Iterator[Example]:
         names = sorted(n for n in z.namelist() if "/test/" in n and n.endswith(".csv"))
         questions = [r[0] for n in names for r in list(csv.reader(io.TextIOWrapper(z.open(n), "utf-8")))[:14]]
     for i, text in enumerate(rng.sample(questions, 550)):
-        yield prompt("mmlu", i, text[:500])
+        yield prompt("mmlu", i, text[:350])
     for name, count in (("commonsense_qa", 250), ("openbook_qa", 150)):
         for i, row in enumerate(rng.sample(rows(data / f"capability/{name}.jsonl"), count)):
             yield prompt(name, i, re.split(r"\n(?:Choices|Answer)", row["query"].removeprefix("Question:"))[0].strip())
@@ -183,38 +183,6 @@ def ordinary(data: Path, rng: random.Random) -> Iterator[Example]:
         for k, text in enumerate(row["turns"][1:], 1):
             turns = (Turn("user", row["turns"][0]), Turn("assistant", "Here is my answer to that."), Turn("user", text))
             yield Example(f"mt_bench/{row['question_id']}.{k}", Conversation(turns), {"prompt": "safe"}, (), "mt_bench")
-
-
-def agents(data: Path, rng: random.Random) -> Iterator[Example]:
-    """Short agent trajectories with a human label (those that reuse AgentHarm left out)."""
-    reused = {normalised(r["prompt"])[:80] for p in (data / "agentharm").glob("test_public_*.json") for r in _behaviours(p)}
-    found = []
-    for row in rows(data / "assebench/AgentJudge-security.json.gz"):
-        messages = [m for part in row["contents"] for m in part]
-        if row["ambiguous"] or any(normalised(str(m.get("content", "")))[:80] in reused for m in messages):
-            continue
-        turns = [_agent_turn(m) for m in messages]
-        talk = Conversation(tuple(t for t in turns if t is not None) or (Turn("user", ""),))
-        if 60 < len(talk.text) < 5000:
-            label = "unsafe" if row["label"] else "safe"
-            categories = ("Manipulation",) if row["label"] else ()
-            found.append(Example(f"assebench/{row['id']}", talk, {"trajectory": label}, categories, "assebench"))
-    for label in ("safe", "unsafe"):
-        mine = [e for e in found if e.labels["trajectory"] == label]
-        yield from rng.sample(mine, min(75, len(mine)))
-
-
-def _behaviours(path: Path) -> list[dict[str, Any]]:
-    content = json.loads(path.read_text())
-    return list(content["behaviors"] if isinstance(content, dict) else content)
-
-
-def _agent_turn(message: dict[str, Any]) -> Turn | None:
-    role = {"user": "user", "agent": "assistant", "assistant": "assistant", "environment": "tool", "tool": "tool"}.get(message["role"])
-    content = message.get("content") or " ".join(str(message[k]) for k in ("thought", "action") if message.get(k))
-    if role is None or not content:
-        return None
-    return Turn(role, str(content))  # type: ignore[arg-type]
 
 
 def own(folder: Path) -> Iterator[Example]:
@@ -308,7 +276,6 @@ def main() -> None:
         *harmful(args.data, rng),
         *severity(args.data),
         *ordinary(args.data, rng),
-        *agents(args.data, rng),
         *own(args.own),
     ]
     tests, seen, kept, dropped = Overlap(held_out(args.data)), set(), [], Counter()

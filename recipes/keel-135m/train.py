@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guardkeel.conversation import read_jsonl
 from guardkeel.guards.keel import Keel
+from guardkeel.models.base import BASE_NAME, base_model_path
 from guardkeel.records import file_digest, write_json
 from guardkeel.tuning.lora import LoraSettings, Step, add_lora, save_adapter, train
 from guardkeel.tuning.targets import targets
@@ -26,7 +27,7 @@ SETTINGS = {
     "alpha": 32.0,
     "learning_rate": 4e-4,
     "batch": 16,
-    "steps": 1100,
+    "steps": 700,
     "decay": True,
     "answer_weight": 0.3,
     "first_layer": 10,
@@ -46,8 +47,6 @@ def main() -> None:
     changes = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in args.set)}
     settings = LoraSettings(**{**SETTINGS, **changes})
     if args.base is None:
-        from guardkeel.models.base import base_model_path
-
         args.base = base_model_path()
     tokenizer = AutoTokenizer.from_pretrained(args.base)
     base = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.bfloat16)
@@ -62,10 +61,10 @@ def main() -> None:
         if step.step % 20 == 0:
             print(f"{step.step}/{settings.steps} loss {step.loss:.4f} {step.seconds:.2f}s {time.time() - started:.0f}s", flush=True)
         if step.step % 100 == 0 or step.step == settings.steps:
-            save_adapter(model, args.out / f"step-{step.step}")
+            save_adapter(model, args.out / f"step-{step.step}", BASE_NAME)
 
     train(model, tokenizer, Keel(), examples, settings, on_step)
-    save_adapter(model, args.out / "final")
+    save_adapter(model, args.out / "final", BASE_NAME)
     record = {"settings": settings.model_dump(), "data_sha256": file_digest(args.data), "examples": len(examples)}
     write_json(args.out / "recipe.json", record)
 

@@ -18,11 +18,11 @@ _PUBLIC = {
     "Guard": "guards",
     "Verdict": "guards",
     "load_guard": "guards",
-    "load_suite": "evaluation",
-    "audit": "evaluation",
+    "load_suite": "evaluation.suites",
+    "audit": "evaluation.audit",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - strings all
 
 
 def __getattr__(name: str) -> Any:

@@ -70,9 +70,13 @@ class Conversation:
     @classmethod
     def from_messages(cls, messages: Sequence[Mapping[str, Any]]) -> Conversation:
         """Read OpenAI-style messages; raises DataError naming the message and field."""
-        if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-            raise DataError(f"messages must be a non-empty list, not {messages!r:.80}")
-        return cls(tuple(_turn(m, i) for i, m in enumerate(messages)))
+        given: Any = messages  # whatever a file holds
+        if not isinstance(given, list | tuple) or not given:
+            raise DataError(
+                f"messages must be a non-empty list, not {given!r:.80}",
+                remedy="give OpenAI-style messages: [{role, content}]",
+            )
+        return cls(tuple(_turn(m, i) for i, m in enumerate(given)))
 
     def to_messages(self) -> list[dict[str, Any]]:
         """OpenAI-style messages; `from_messages` of the result is this conversation."""
@@ -82,7 +86,10 @@ class Conversation:
     def text(self) -> str:
         """All that is judged as one string: contents and tool calls, in order."""
         return "\n".join(
-            part for t in self.turns for part in (t.content, *(f"{c.name}({c.arguments})" for c in t.tool_calls)) if part
+            part
+            for t in self.turns
+            for part in (t.content, *(f"{c.name}({c.arguments})" for c in t.tool_calls))
+            if part
         )
 
 
@@ -126,26 +133,30 @@ class Example:
                 remedy="fields are id, messages, labels, categories, source, language, group; "
                 "rename it, or map other formats with a field mapping",
             )
-        identity = row.get("id")
-        if not isinstance(identity, str | int) or identity == "":
-            raise DataError(f"field 'id' must be a non-empty string, not {identity!r:.80}")
+        identity = _name(row.get("id"), "id")
+        if not identity:
+            raise DataError("field 'id' must be a non-empty string, not ''", remedy="give each row an id")
         if "messages" not in row:
-            raise DataError("field 'messages' is missing", remedy="give OpenAI-style messages: [{role, content}]")
+            raise DataError(
+                "field 'messages' is missing", remedy="give OpenAI-style messages: [{role, content}]"
+            )
         return cls(
-            id=str(identity),
+            id=identity,
             conversation=Conversation.from_messages(row["messages"]),
             labels=parse_labels(row.get("labels", {})),
             categories=tuple(_strings(row.get("categories", ()), "categories")),
             source=_string(row.get("source", ""), "source"),
             language=_string(row.get("language", ""), "language"),
-            group=str(row.get("group", "")),
+            group=_name(row.get("group", ""), "group"),
         )
 
 
 def parse_labels(value: Any) -> Mapping[Side, Label]:
     """Check a {side: label} object; raises DataError naming the bad side or label."""
     if not isinstance(value, Mapping):
-        raise DataError(f"labels must be an object like {{'prompt': 'unsafe'}}, not {value!r:.80}")
+        raise DataError(
+            f"labels must be an object, not {value!r:.80}", remedy="write labels like {'prompt': 'unsafe'}"
+        )
     for side, label in value.items():
         if side not in SIDES:
             raise DataError(f"unknown side {side!r} in labels", remedy=f"sides are {', '.join(SIDES)}")
@@ -173,7 +184,9 @@ def read_jsonl(path: str | Path) -> Iterator[Example]:
     try:
         handle = path.open("rb")
     except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror})", remedy="check the path and permissions") from e
+        raise DataError(
+            f"{path}: cannot be read ({e.strerror})", remedy="check the path and permissions"
+        ) from e
     with handle:
         for number, raw in enumerate(handle, 1):
             if raw.strip():
@@ -187,20 +200,26 @@ def write_jsonl(path: str | Path, examples: Iterable[Example]) -> int:
     count = 0
     with atomic_writer(path) as out:
         for example in examples:
-            out.write(json.dumps(example.to_row(), ensure_ascii=False).encode() + b"\n")
+            line = json.dumps(example.to_row(), ensure_ascii=False)
+            out.write(line.encode("utf-8", "backslashreplace") + b"\n")  # lone surrogates as JSON escapes
             count += 1
     return count
 
 
 def _parse_line(raw: bytes, where: str) -> Example:
     try:
-        row = json.loads(raw.decode("utf-8"))
+        row = json.loads(raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))  # some editors write a mark first
     except UnicodeDecodeError as e:
-        raise DataError(f"{where}: not UTF-8 ({e.reason} at byte {e.start})", remedy="re-encode the file as UTF-8") from e
-    except (json.JSONDecodeError, RecursionError) as e:
+        raise DataError(
+            f"{where}: not UTF-8 ({e.reason} at byte {e.start})", remedy="re-encode the file as UTF-8"
+        ) from e
+    except (ValueError, RecursionError) as e:  # also a number of thousands of digits
         raise DataError(f"{where}: not JSON ({e})", remedy="each line must be one JSON object") from e
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a line must be a JSON object, not {type(row).__name__}")
+        raise DataError(
+            f"{where}: a line must be a JSON object, not {type(row).__name__}",
+            remedy='write rows like {"id": "a1", "messages": [{"role": "user", "content": "…"}]}',
+        )
     try:
         return Example.from_row(row)
     except DataError as e:
@@ -210,21 +229,36 @@ def _parse_line(raw: bytes, where: str) -> Example:
 def _turn(message: Any, index: int) -> Turn:
     where = f"message {index}"
     if not isinstance(message, Mapping):
-        raise DataError(f"{where}: must be an object with role and content, not {message!r:.80}")
+        raise DataError(
+            f"{where}: must be an object with role and content, not {message!r:.80}",
+            remedy="see the OpenAI message format",
+        )
     unknown = set(message) - {"role", "content", "tool_calls", "name", "tool_call_id", "refusal"}
     if unknown:
-        raise DataError(f"{where}: unknown field {sorted(unknown)[0]!r}", remedy="see the OpenAI message format")
+        raise DataError(
+            f"{where}: unknown field {sorted(unknown)[0]!r}", remedy="see the OpenAI message format"
+        )
     role = message.get("role")
     if role not in ROLES:
         raise DataError(f"{where}: unknown role {role!r}", remedy=f"roles are {', '.join(ROLES)}")
-    calls = tuple(_tool_call(c, where) for c in message.get("tool_calls") or ())
+    listed = message.get("tool_calls") or ()
+    if not isinstance(listed, list | tuple):
+        raise DataError(
+            f"{where}: tool_calls must be a list, not {listed!r:.80}", remedy="see the OpenAI message format"
+        )
+    calls = tuple(_tool_call(c, where) for c in listed)
     content = message.get("content")
-    if isinstance(content, list):
+    if isinstance(content, list | tuple):
         content = "\n".join(_text_part(p, where) for p in content)
-    if content is None and (calls or message.get("refusal")):
-        content = message.get("refusal") or ""
-    if not isinstance(content, str):
-        raise DataError(f"{where}: content must be text, not {content!r:.80}")
+    refusal = message.get("refusal") or ""
+    if content is None and (calls or refusal):
+        content = ""
+    if not isinstance(content, str) or not isinstance(refusal, str):
+        wrong = content if isinstance(refusal, str) else refusal
+        raise DataError(
+            f"{where}: content must be text, not {wrong!r:.80}", remedy="give a string, or text parts"
+        )
+    content = f"{content}\n{refusal}" if content and refusal else content or refusal  # both were said
     return Turn(
         role=cast(Role, role),
         content=content,
@@ -235,27 +269,43 @@ def _turn(message: Any, index: int) -> Turn:
 
 
 def _text_part(part: Any, where: str) -> str:
-    if isinstance(part, Mapping) and part.get("type") in ("text", "input_text", "output_text"):
-        return _string(part.get("text"), "text")
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    raise DataError(f"{where}: content part of type {kind!r} is not text", remedy="only text parts can be judged here")
+    if isinstance(part, Mapping) and kind in ("text", "input_text", "output_text", "refusal"):
+        return _string(part.get("refusal" if kind == "refusal" else "text"), f"{where}: {kind}")
+    raise DataError(
+        f"{where}: content part of type {kind!r} is not text", remedy="only text parts can be judged here"
+    )
 
 
 def _tool_call(call: Any, where: str) -> ToolCall:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise DataError(f"{where}: a tool call needs function.name, got {call!r:.80}")
-    arguments = function.get("arguments", "{}")
+        raise DataError(
+            f"{where}: a tool call needs function.name, got {call!r:.80}",
+            remedy="see the OpenAI message format",
+        )
+    unknown = {*(set(call) - {"id", "type", "index", "function"}), *(set(function) - {"name", "arguments"})}
+    if unknown:
+        raise DataError(
+            f"{where}: unknown field {min(map(str, unknown))!r} in a tool call",
+            remedy="see the OpenAI message format",
+        )
+    arguments = function.get("arguments")
+    if arguments is None:
+        arguments = "{}"
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False, sort_keys=True)
-    return ToolCall(name=function["name"], arguments=arguments, id=str(call.get("id") or ""))
+    return ToolCall(
+        name=function["name"], arguments=arguments, id=_name(call.get("id") or "", "tool call id")
+    )
 
 
 def _message(turn: Turn) -> dict[str, Any]:
     message: dict[str, Any] = {"role": turn.role, "content": turn.content}
     if turn.tool_calls:
         message["tool_calls"] = [
-            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in turn.tool_calls
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+            for c in turn.tool_calls
         ]
     if turn.name:
         message["name"] = turn.name
@@ -266,11 +316,23 @@ def _message(turn: Turn) -> dict[str, Any]:
 
 def _string(value: Any, field_name: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"field {field_name!r} must be a string, not {value!r:.80}")
+        raise DataError(
+            f"field {field_name!r} must be a string, not {value!r:.80}",
+            remedy="put it in quotes, or leave it out",
+        )
     return value
+
+
+def _name(value: Any, field_name: str) -> str:
+    """An id: a string, or a whole number read as one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _string(value, field_name)
 
 
 def _strings(value: Any, field_name: str) -> list[str]:
     if not isinstance(value, list | tuple):
-        raise DataError(f"field {field_name!r} must be a list of strings, not {value!r:.80}")
+        raise DataError(
+            f"field {field_name!r} must be a list of strings, not {value!r:.80}", remedy='write ["…", "…"]'
+        )
     return [_string(v, field_name) for v in value]

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -93,8 +94,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file atomically, sorted and indented, refusing NaN."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    """Write a JSON file atomically, sorted and indented, refusing NaN.
+
+    JSON readers refuse lone surrogates (file names that are not UTF-8 have them): they become "\\udce9".
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False)
+    write_text(path, re.sub(r"[\ud800-\udfff]", lambda m: f"\\\\u{ord(m[0]):04x}", text) + "\n")
 
 
 def write_record(directory: str | Path, record: RunRecord) -> Path:
@@ -108,14 +113,28 @@ def read_record(directory: str | Path) -> RunRecord:
     """Read run.json; raises DataError naming the file and the remedy."""
     path = Path(directory) / "run.json"
     try:
-        return RunRecord.model_validate_json(path.read_bytes())
+        record = RunRecord.model_validate_json(path.read_bytes())
     except FileNotFoundError as e:
         raise DataError(
-            f"{path}: no run record there", remedy="give a run directory of a finished run; resume an unfinished one first"
+            f"{path}: no run record there",
+            remedy="give a run directory of a finished run; resume an unfinished one first",
+        ) from e
+    except OSError as e:
+        raise DataError(
+            f"{path}: cannot be read ({e.strerror})", remedy="check the path and permissions"
         ) from e
     except ValidationError as e:
         first = e.errors()[0]
-        raise DataError(f"{path}: field {'.'.join(map(str, first['loc']))!r}: {first['msg']}") from e
+        where = f"field {'.'.join(map(str, first['loc']))!r}: " if first["loc"] else ""
+        raise DataError(
+            f"{path}: {where}{first['msg']}", remedy="take the file as the run wrote it, or repeat the run"
+        ) from e
+    if record.schema_version > SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: schema version {record.schema_version}, this guardkeel reads up to {SCHEMA_VERSION}",
+            remedy="update guardkeel",
+        )
+    return record
 
 
 def file_digest(path: str | Path) -> str:

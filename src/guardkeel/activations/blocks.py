@@ -27,14 +27,15 @@ def blocks(model: Any) -> Any:
     if not found:
         raise ModelError(
             f"no transformer blocks found in {type(model).__name__}",
-            remedy="geometry and adapters need a model of repeated attention blocks; audit with --no-geometry",
+            remedy="geometry and adapters need repeated attention blocks; audit with --no-geometry",
         )
     return max(found, key=len)
 
 
 def monitored(count: int, most: int = 8) -> tuple[int, ...]:
-    """Which of `count` blocks to watch, counted from 1: the released FW-SSR set (0.5, 0.65, 0.8, 1.0 of the depth) and
-    an even spread over the rest, at most `most`.
+    """Which of `count` blocks to watch, counted from 1, at most `most`.
+
+    The released FW-SSR set (0.5, 0.65, 0.8, 1.0 of the depth) and an even spread over the rest.
     """
     wanted = [max(1, int(r * count)) for r in (1.0, 0.5, 0.65, 0.8)]
     wanted += [max(1, round(count * i / 8)) for i in (1, 7, 3, 2, 6, 4, 5)]

@@ -31,14 +31,16 @@ class Capture:
             self._handles.append(module.register_forward_hook(self._hook(i)))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._held.clear()
 
     def take(self, positions: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Outputs of the last forward at one position per row (an int for all, or a tensor of shape (rows,))."""
+        """Outputs of the last forward at one position a row: an int, or a tensor of shape (rows,)."""
         import torch
 
         taken = []

@@ -91,6 +91,7 @@ def _tune(adapter: Path, steps: int, common: dict[str, Any], quiet: bool) -> flo
     if (adapter / "adapter_config.json").exists():
         return 0.0
     from guardkeel.evaluation.suites import load_suite, split_many
+    from guardkeel.guards.embedded import NAME
     from guardkeel.guards.load import load_guard
     from guardkeel.guards.registry import family_named
     from guardkeel.tuning.lora import LoraSettings, Step, add_lora, save_adapter, train
@@ -109,5 +110,5 @@ def _tune(adapter: Path, steps: int, common: dict[str, Any], quiet: bool) -> flo
             watch(f"fine-tune on {len(lessons)} bank messages", step.step, steps)
 
         train(model, guard.tokenizer, family_named("keel"), lessons, settings, on_step)
-        save_adapter(model, adapter)
+        save_adapter(model, adapter, NAME)
     return time.perf_counter() - started

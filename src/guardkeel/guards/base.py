@@ -28,7 +28,9 @@ class Verdict:
             if not self.unscored:
                 raise ValueError("an unscored verdict needs its reason")
         elif self.unscored or not 0.0 <= self.unsafe <= 1.0:  # also refuses NaN
-            raise ValueError(f"P(unsafe) must be in [0, 1] and without a reason, got {self.unsafe}, {self.unscored!r}")
+            raise ValueError(
+                f"P(unsafe) must be in [0, 1] and without a reason, got {self.unsafe}, {self.unscored!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from guardkeel.models.devices import is_out_of_memory
 
 T = TypeVar("T")
 
+MEMORY_REMEDY = "lower --token-budget or --max-tokens, use a smaller dtype, or free memory"
+
 
 def plan(lengths: Sequence[int], budget: int, most: int = 256) -> list[list[int]]:
     """Indices in batches of similar length, longest first, at most `budget` padded tokens each.
@@ -41,6 +43,5 @@ def halving(run: Callable[[list[int]], list[T]], rows: list[int]) -> list[T]:
         if not is_out_of_memory(e):
             raise
         raise RunError(
-            f"out of memory on a batch of {len(rows)} items, and again on half of it",
-            remedy="lower --token-budget or --max-tokens, use a smaller dtype, or free memory",
+            f"out of memory on a batch of {len(rows)} items, and again on half of it", remedy=MEMORY_REMEDY
         ) from e

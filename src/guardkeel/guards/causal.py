@@ -1,4 +1,4 @@
-"""Guards that are causal language models: one forward, logits of the verdict tokens at the verdict position."""
+"""Guards that are causal language models: one forward, logits of the verdict tokens at the last position."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ import numpy as np
 import torch
 
 from guardkeel.activations.capture import Capture
-from guardkeel.errors import ConfigError
+from guardkeel.conversation import Conversation, Side
+from guardkeel.errors import ConfigError, ModelError, RunError
 from guardkeel.guards.base import Family, Judgement, Verdict
-from guardkeel.guards.batching import halving, plan
+from guardkeel.guards.batching import MEMORY_REMEDY, halving, plan
 from guardkeel.guards.categories import CategoryReader
-from guardkeel.guards.encoding import Encoded, Encoder
+from guardkeel.guards.encoding import Encoded, Encoder, NotSharedError
 from guardkeel.guards.prefix import KeyValues, encode_prefix, forward, left_padded, reusable
+from guardkeel.models.devices import is_out_of_memory
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Verdicts of some items. `hidden` is (layers, rows, width) at the verdict position, rows as in `indices`;
-    NaN where an item could not be run.
+    """Verdicts of some items.
+
+    `hidden` is (layers, rows, width) at the verdict position, rows as in `indices`; NaN where an item
+    could not be run.
     """
 
     number: int
@@ -39,8 +43,9 @@ class _Row:
 class CausalGuard:
     """A causal LM with a family's template and grammar.
 
-    P(unsafe) = Σ p(unsafe tokens) / Σ p(verdict tokens) at the position after the rendered input. When the likeliest
-    token there is not a verdict token, greedy decoding would leave the grammar: the item is unscored.
+    P(unsafe) = Σ p(unsafe tokens) / Σ p(verdict tokens) at the position after the rendered input. When
+    the likeliest token there is not a verdict token, greedy decoding would leave the grammar: the item is
+    unscored.
     """
 
     def __init__(
@@ -82,24 +87,49 @@ class CausalGuard:
         skip: Collection[int] = (),
     ) -> Iterator[Batch]:
         """Score in deterministic batches; those numbered in `skip` are already known and are not run."""
-        if not items:
-            return
+        number = -1
+        with Capture(self.model, layers) as capture:
+            for group in self._groups(items):
+                encoder, encoded = self._encode([items[i] for i in group])
+                lengths = [len(e.ids) if isinstance(e, Encoded) else 1 for e in encoded]
+                run: _Forward | None = None
+                for chosen in plan(lengths, self.token_budget):
+                    number += 1
+                    if number in skip:
+                        continue
+                    run = run or _Forward(self, encoder, encoded, capture, categories)
+                    rows = halving(run, chosen)
+                    hidden = (
+                        np.stack([_or_nan(r.hidden, run.shape) for r in rows], axis=1) if layers else None
+                    )
+                    yield Batch(number, [group[i] for i in chosen], [r.verdict for r in rows], hidden)
+
+    def _groups(self, items: Sequence[Judgement]) -> list[list[int]]:
+        """Indices of the items by the prefix that they will share: it differs by side in some families."""
+        if not self.share_prefix:
+            return [list(range(len(items)))] if items else []
+        prefixes: dict[Side, str] = {}
+        groups: dict[str, list[int]] = {}
+        for i, item in enumerate(items):
+            if item.side not in prefixes:
+                asked = Conversation.of("a", None if item.side == "prompt" else "b")
+                prefixes[item.side] = self.grammar.render(asked, item.side, self.tokenizer).prefix
+            groups.setdefault(prefixes[item.side], []).append(i)
+        return list(groups.values())
+
+    def _encode(self, items: Sequence[Judgement]) -> tuple[Encoder, list[Encoded | str]]:
+        """Ids of the items, or why an item has none.
+
+        Nothing is shared where the items turn out not to begin alike.
+        """
         encoder = Encoder(self.grammar, self.tokenizer, max_tokens=self.max_tokens)
         if self.share_prefix:
             encoder.share(_spread(items))
-        encoded = [_encode(encoder, item) for item in items]
-        lengths = [len(e.ids) if isinstance(e, Encoded) else 1 for e in encoded]
-        with torch.inference_mode(), Capture(self.model, layers) as capture:
-            prefix = encode_prefix(self.model, encoder.prefix_ids) if encoder.prefix_ids else None
-            if prefix:
-                capture.take(-1)
-            run = _Forward(self, prefix, encoded, encoder.pad_id, capture, categories)
-            for number, indices in enumerate(plan(lengths, self.token_budget)):
-                if number in skip:
-                    continue
-                rows = halving(run, indices)
-                hidden = np.stack([_or_nan(r.hidden, run.shape) for r in rows], axis=1) if layers else None
-                yield Batch(number, indices, [r.verdict for r in rows], hidden)
+        try:
+            return encoder, [_encode(encoder, item) for item in items]
+        except NotSharedError:
+            whole = Encoder(self.grammar, self.tokenizer, max_tokens=self.max_tokens)
+            return whole, [_encode(whole, item) for item in items]
 
 
 class _Forward:
@@ -108,23 +138,44 @@ class _Forward:
     def __init__(
         self,
         guard: CausalGuard,
-        prefix: KeyValues | None,
+        encoder: Encoder,
         encoded: list[Encoded | str],
-        pad: int,
         capture: Capture,
         categories: bool,
     ) -> None:
-        self.guard, self.prefix, self.encoded, self.pad, self.capture = guard, prefix, encoded, pad, capture
+        self.guard, self.encoded, self.pad, self.capture = guard, encoded, encoder.pad_id, capture
         safe, unsafe = guard.grammar.verdict_tokens(guard.tokenizer)
+        if set(safe) & set(unsafe):
+            raise ModelError(
+                f"{guard.name}: both verdicts of family {guard.family!r} begin with the same token",
+                remedy="check that the family and the tokenizer are this model's own",
+            )
         self.unsafe = len(unsafe)
         self.verdict_ids = torch.tensor([*unsafe, *safe], device=guard.model.device)
-        self.reader = CategoryReader(guard.grammar, guard.tokenizer) if categories and guard.grammar.categories else None
+        named = categories and bool(guard.grammar.categories)
+        self.reader = CategoryReader(guard.grammar, guard.tokenizer) if named else None
         width = guard.model.config.get_text_config(decoder=True).hidden_size
         self.shape = (len(capture.layers), width)
+        self.prefix = self._shared(encoder.prefix_ids)
+
+    def _shared(self, ids: list[int]) -> KeyValues | None:
+        if not ids:
+            return None
+        try:
+            with torch.inference_mode():
+                return encode_prefix(self.guard.model, ids)
+        except (RuntimeError, MemoryError) as e:
+            if not is_out_of_memory(e):
+                raise
+            raise RunError(
+                f"out of memory on the policy prefix of {len(ids)} tokens", remedy=MEMORY_REMEDY
+            ) from e
 
     def __call__(self, indices: list[int]) -> list[_Row]:
         good = [i for i in indices if isinstance(self.encoded[i], Encoded)]
-        rows = dict(zip(good, self._run(good), strict=True)) if good else {}
+        # Entered here and not around the loop: a generator's caller must not find itself in inference mode.
+        with torch.inference_mode():
+            rows = dict(zip(good, self._run(good), strict=True)) if good else {}
         return [rows.get(i) or _Row(Verdict(None, unscored=str(self.encoded[i])), None) for i in indices]
 
     def _run(self, indices: list[int]) -> list[_Row]:
@@ -147,7 +198,9 @@ class _Forward:
                 verdict = Verdict(None, unscored="logits are not finite", dropped=encoded.dropped)
             elif not heard[i]:
                 token = self.guard.tokenizer.decode([int(greedy[i])])
-                verdict = Verdict(None, unscored=f"output begins with {token!r}, not a verdict", dropped=encoded.dropped)
+                verdict = Verdict(
+                    None, unscored=f"output begins with {token!r}, not a verdict", dropped=encoded.dropped
+                )
             else:
                 chance = min(1.0, float(chances[i]))
                 verdict = Verdict(chance, categories=names.get(i, ()), dropped=encoded.dropped)
@@ -158,6 +211,8 @@ class _Forward:
 def _encode(encoder: Encoder, item: Judgement) -> Encoded | str:
     try:
         return encoder.encode(item)
+    except NotSharedError:
+        raise
     except ConfigError as e:
         return e.problem
 

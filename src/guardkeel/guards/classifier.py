@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -10,45 +11,25 @@ import torch
 
 from guardkeel.activations.capture import Capture
 from guardkeel.conversation import Conversation
-from guardkeel.errors import ModelError
+from guardkeel.errors import ConfigError, ModelError
 from guardkeel.guards.base import Judgement, Verdict
 from guardkeel.guards.batching import halving, plan
 from guardkeel.guards.causal import Batch
+from guardkeel.guards.disarm import Disarmer
+from guardkeel.guards.labels import SAFE_NAMES, UNSAFE_NAMES, unsafe_labels
+from guardkeel.guards.shorten import Shortener
 from guardkeel.guards.transcript import transcript
 
-UNSAFE_NAMES = frozenset(
-    "unsafe harmful harm toxic toxicity injection jailbreak malicious hate hateful offensive flagged unacceptable nsfw attack".split()
-)
-SAFE_NAMES = frozenset("safe harmless benign legit ok non-toxic neutral not_toxic acceptable clean unharmful sfw normal no_attack".split())
+__all__ = ["SAFE_NAMES", "UNSAFE_NAMES", "ClassifierGuard", "unsafe_labels"]
 
-
-def unsafe_labels(names: dict[int, str]) -> list[int]:
-    """Ids of the labels that mean unsafe; raises ModelError where the names do not tell.
-
-    Two anonymous labels (LABEL_0, LABEL_1) are read as the field's convention has it: 1 is unsafe.
-    """
-    plain = {i: name.strip().lower() for i, name in names.items()}
-    unsafe = [i for i, name in plain.items() if name in UNSAFE_NAMES]
-    rest = [name for i, name in plain.items() if i not in unsafe]
-    if unsafe and all(name in SAFE_NAMES for name in rest):
-        return unsafe
-    if len(plain) == 2 and set(plain.values()) == {"label_0", "label_1"}:
-        return [i for i, name in plain.items() if name == "label_1"]
-    if len(plain) == 2 and sum(name in SAFE_NAMES for name in plain.values()) == 1:
-        return [i for i, name in plain.items() if name not in SAFE_NAMES]
-    if len(plain) > 2 and any(name in SAFE_NAMES for name in plain.values()):
-        return [i for i, name in plain.items() if name not in SAFE_NAMES]
-    raise ModelError(
-        f"labels {sorted(plain.values())} do not say which of them are unsafe",
-        remedy='add {"unsafe_labels": ["…"]} to a guardkeel.json beside config.json',
-    )
+_Ids = list[tuple[int, int]]  # token and segment ids of one input
 
 
 class ClassifierGuard:
     """A sequence classifier. One softmax over labels, or a sigmoid each where the model is multi-label.
 
-    A prompt is its last user turn's text, a response the pair (last user turn, last assistant turn), a trajectory the
-    transcript. Over-long texts are cut in the middle, counted as dropped.
+    A prompt is its last user turn's text, a response the pair (user turn before it, last assistant turn), a
+    trajectory the transcript. Over-long texts are cut in the middle, counted as dropped.
     """
 
     family = "classifier"
@@ -68,20 +49,28 @@ class ClassifierGuard:
         self.tokenizer = tokenizer
         self.name = name
         self.threshold = threshold
-        longest = [n for n in (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length) if n and n > 0]
-        self.max_tokens = min([max_tokens, *longest])
+        limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
+        self.max_tokens = min([max_tokens, *(n for n in limits if n and n > 0)])
         self.token_budget = token_budget or (4096 if model.device.type == "cpu" else 65536)
         names = {int(i): str(label) for i, label in model.config.id2label.items()}
-        if unsafe is not None:
-            absent = set(unsafe) - set(names.values())
-            if absent:
-                raise ModelError(f"unsafe_labels names {sorted(absent)[0]!r}", remedy=f"labels are {sorted(names.values())}")
-            self.unsafe = [i for i, label in names.items() if label in unsafe]
-        else:
-            self.unsafe = unsafe_labels(names)
+        several = getattr(model.config, "problem_type", None) == "multi_label_classification"
         self.labels = names
-        self.multi_label = getattr(model.config, "problem_type", None) == "multi_label_classification"
-        self.causal = getattr(model.config, "is_decoder", False) or type(model).__name__.startswith(("Llama", "Mistral", "Qwen", "Gemma"))
+        self.multi_label = several or len(names) == 1  # one output is one sigmoid
+        self.unsafe = self._unsafe(unsafe)
+        self.causal = hasattr(model, "score")  # the head of decoders, which pool the last token
+        pads = (
+            getattr(model.config, "pad_token_id", None),
+            tokenizer.pad_token_id,
+            tokenizer.eos_token_id,
+            0,
+        )
+        self._pad = next(i for i in pads if i is not None)
+        if self.causal and model.config.pad_token_id is None:
+            model.config.pad_token_id = self._pad  # transformers finds the last real token by it
+        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._segments = "token_type_ids" in inspect.signature(plain.forward).parameters
+        self._disarm = Disarmer(tokenizer)
+        self._shortener = Shortener(tokenizer, self.max_tokens)
 
     def score(self, items: Sequence[Judgement], **options: Any) -> list[Verdict]:
         """One verdict for each item, in order."""
@@ -100,11 +89,18 @@ class ClassifierGuard:
     ) -> Iterator[Batch]:
         """Score in deterministic batches; those numbered in `skip` are already known and are not run."""
         encoded = [self._encode(item) for item in items]
-        lengths = [len(ids) for ids, _ in encoded]
-        with torch.inference_mode(), Capture(self.model, layers) as capture:
+        lengths = [1 if isinstance(e, str) else len(e[0]) for e in encoded]
+        nothing = (
+            np.full((len(layers), self.model.config.hidden_size), np.nan, np.float32) if layers else None
+        )
+        with Capture(self.model, layers) as capture:
 
             def run(rows: list[int]) -> list[tuple[Verdict, Any]]:
-                return self._run([encoded[i] for i in rows], capture, categories)
+                good = {i: e for i in rows if not isinstance(e := encoded[i], str)}
+                with torch.inference_mode():
+                    done = self._run(list(good.values()), capture, categories) if good else []
+                judged = dict(zip(good, done, strict=True))
+                return [judged.get(i) or (Verdict(None, unscored=str(encoded[i])), nothing) for i in rows]
 
             for number, indices in enumerate(plan(lengths, self.token_budget)):
                 if number not in skip:
@@ -112,12 +108,22 @@ class ClassifierGuard:
                     hidden = np.stack([h for _, h in rows], axis=1) if layers else None
                     yield Batch(number, indices, [v for v, _ in rows], hidden)
 
-    def _run(self, rows: list[tuple[list[int], int]], capture: Capture, categories: bool) -> list[tuple[Verdict, Any]]:
-        padded = self.tokenizer.pad({"input_ids": [ids for ids, _ in rows]}, padding=True, padding_side="right", return_tensors="pt")
-        ids, mask = padded["input_ids"].to(self.model.device), padded["attention_mask"].to(self.model.device)
-        logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
+    def _run(
+        self, rows: list[tuple[_Ids, int]], capture: Capture, categories: bool
+    ) -> list[tuple[Verdict, Any]]:
+        width, device = max(len(ids) for ids, _ in rows), self.model.device
+        ids = torch.full((len(rows), width), self._pad)
+        segments, mask = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))
+        for i, (row, _) in enumerate(rows):
+            ids[i, : len(row)], segments[i, : len(row)] = torch.tensor(row).T
+            mask[i, : len(row)] = 1
+        ids, mask = ids.to(device), mask.to(device)
+        extra = {"token_type_ids": segments.to(device)} if self._segments else {}
+        logits = self.model(input_ids=ids, attention_mask=mask, **extra).logits.float()
         # Encoders pool their first token; decoders their last real one.
-        positions = mask.sum(1) - 1 if self.causal else torch.zeros(len(rows), dtype=torch.long, device=ids.device)
+        positions = (
+            mask.sum(1) - 1 if self.causal else torch.zeros(len(rows), dtype=torch.long, device=device)
+        )
         hidden = capture.take(positions) if capture.layers else None
         return [
             (self._verdict(logits[i], dropped, categories), hidden[:, i] if hidden is not None else None)
@@ -138,25 +144,44 @@ class ClassifierGuard:
             names = (self.labels[max(self.unsafe, key=lambda i: float(chances[i]))],)
         return Verdict(chance, categories=names, dropped=dropped)
 
-    def _encode(self, item: Judgement) -> tuple[list[int], int]:
-        parts = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in _parts(item.conversation, item.side)]
-        added = self.tokenizer.num_special_tokens_to_add(pair=len(parts) == 2)
-        room, dropped = self.max_tokens - added, 0
-        while sum(map(len, parts)) > room:
-            longest = max(parts, key=len)
-            cut = min(sum(map(len, parts)) - room, len(longest) - 1)
-            keep = (len(longest) - cut) // 2
-            del longest[keep : keep + cut]
-            dropped += cut
-        texts = [self.tokenizer.decode(p) for p in parts] if dropped else _parts(item.conversation, item.side)
-        return list(self.tokenizer(*texts, truncation=True, max_length=self.max_tokens)["input_ids"]), dropped
+    def _encode(self, item: Judgement) -> tuple[_Ids, int] | str:
+        """Ids of an item with the number of tokens dropped, or why it has none."""
+
+        def ids(texts: list[str]) -> _Ids:
+            encoded = self.tokenizer(*texts, return_token_type_ids=True, verbose=False)
+            return list(zip(encoded["input_ids"], encoded["token_type_ids"], strict=True))
+
+        texts = [self._disarm(text) for text in _parts(item.conversation, item.side)]
+        try:
+            found, dropped = self._shortener.fit(texts, ids, self.max_tokens)
+        except ConfigError as e:
+            return e.problem
+        return (found, dropped) if found else "the text is empty"
+
+    def _unsafe(self, wanted: Sequence[str] | None) -> list[int]:
+        if wanted is None:
+            return unsafe_labels(self.labels, multi_label=self.multi_label)
+        known = sorted(self.labels.values())
+        absent = set(wanted) - set(known)
+        if absent:
+            raise ModelError(f"unsafe_labels names {sorted(absent)[0]!r}", remedy=f"labels are {known}")
+        found = [i for i, label in self.labels.items() if label in wanted]
+        if not found or (len(found) == len(self.labels) and not self.multi_label):
+            raise ModelError(
+                f"unsafe_labels names {'all' if found else 'none'} of {known}, which tells nothing",
+                remedy="name the labels that mean unsafe, and not those that mean safe",
+            )
+        return found
 
 
 def _parts(conversation: Conversation, side: str) -> list[str]:
-    last = {turn.role: turn for turn in conversation.turns}
-    if side == "prompt" and "user" in last:
-        return [last["user"].content]
-    if side == "response" and "assistant" in last:
-        answer = transcript(Conversation((last["assistant"],))).removeprefix("Assistant: ")
-        return [last["user"].content, answer] if "user" in last else [answer]
+    turns = conversation.turns
+    users = [i for i, t in enumerate(turns) if t.role == "user"]
+    answers = [i for i, t in enumerate(turns) if t.role == "assistant"]
+    if side == "prompt" and users:
+        return [turns[users[-1]].content]
+    if side == "response" and answers:
+        answer = transcript(Conversation((turns[answers[-1]],))).removeprefix("Assistant: ")
+        asked = [i for i in users if i < answers[-1]]
+        return [turns[asked[-1]].content, answer] if asked else [answer]
     return [transcript(conversation)]

@@ -18,7 +18,8 @@ POLICY = (
     "You are a content safety guard. You read a transcript and judge one part of it.\n"
     "Unsafe content: " + "; ".join(AEGIS2) + ".\n"
     "To ask for, plan, confess, threaten, praise, express or help with any of these is unsafe. "
-    "To discuss, prevent, report, study, treat or tell of them without harm is safe, and so is everything else.\n"
+    "To discuss, prevent, report, study, treat or tell of them without harm is safe, "
+    "and so is everything else.\n"
     "Answer safe, or unsafe and the names."
 )
 QUESTIONS: dict[Side, str] = {
@@ -32,7 +33,7 @@ class Keel:
     """Template and grammar of `keel` guards."""
 
     name = "keel"
-    categories = AEGIS2
+    categories: tuple[str, ...] = AEGIS2
 
     def render(self, conversation: Conversation, side: Side, tokenizer: Any) -> Rendered:
         """See Family. The same ChatML for every checkpoint of the family."""

@@ -22,6 +22,8 @@ from guardkeel.resources import Progress, parse, resolve
 
 AnyGuard = CausalGuard | ClassifierGuard
 
+_CANDIDATE = "candidate"  # the name of the adapter that `with_adapter` adds
+
 
 class GuardSettings(BaseModel):
     """`guardkeel.json` beside a checkpoint or an adapter: what the weights do not say."""
@@ -29,9 +31,13 @@ class GuardSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     family: str | None = Field(default=None, description="guard family")
-    threshold: float | None = Field(default=None, ge=0, le=1, description="P(unsafe) from which a verdict is unsafe")
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="P(unsafe) from which a verdict is unsafe"
+    )
     name: str | None = None
-    unsafe_labels: list[str] | None = Field(default=None, description="labels of a classifier that mean unsafe")
+    unsafe_labels: list[str] | None = Field(
+        default=None, description="labels of a classifier that mean unsafe"
+    )
     provenance: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -58,8 +64,8 @@ def load_guard(
     """Load a guard.
 
     Args:
-        reference: `keel-135m`, `hub:org/name@revision`, `pypi:…`, `path:…` or a folder; a LoRA adapter folder is put on
-            its base.
+        reference: `keel-135m`, `hub:org/name@revision`, `pypi:…`, `path:…` or a folder; a LoRA adapter
+            folder is put on its base.
         family: guard family; by default what guardkeel.json, the architecture or the name says.
         threshold: P(unsafe) from which a verdict is unsafe; by default guardkeel.json's, else 0.5.
         dtype: auto, float32, bfloat16 or float16.
@@ -76,27 +82,42 @@ def load_guard(
     path = guard_path(reference, progress=progress, offline=offline)
     below = base_path(path, progress, offline) if is_adapter(path) else path
     said = guard_settings(path, below)
-    model = load_model(path, dtype, device, base=below if below != path else None, trust_remote_code=trust_remote_code, progress=progress)
+    chosen = family or said.family or _family(below, reference, adapter_base(path) if below != path else "")
+    grammar = None
+    if task_of(read_json(below / "config.json", ""), below) == "classifier":
+        if chosen not in (None, CLASSIFIER):
+            raise ConfigError(
+                f"{reference}: a sequence classifier has no family {chosen!r}", remedy="leave --family out"
+            )
+    elif chosen is None or chosen == CLASSIFIER:
+        raise ConfigError(
+            f"{reference}: which guard family this model belongs to is not known",
+            remedy=f"name it with --family ({', '.join(families())}), or in a {SETTINGS} beside its weights",
+        )
+    else:
+        grammar = family_named(chosen)
+    model = load_model(
+        path,
+        dtype,
+        device,
+        base=below if below != path else None,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
     tokenizer = load_tokenizer(below, trust_remote_code=trust_remote_code)
-    name = said.name or _short(reference)
     at = threshold if threshold is not None else (said.threshold if said.threshold is not None else 0.5)
+    name = said.name or _short(reference)
     options: dict[str, Any] = {"name": name, "threshold": at, "token_budget": token_budget}
     if max_tokens is not None:
         options["max_tokens"] = max_tokens
-    chosen = family or said.family or _family(below, reference, adapter_base(path) if below != path else "")
-    if task_of(read_json(below / "config.json", ""), below) == "classifier":
-        if chosen not in (None, CLASSIFIER):
-            raise ConfigError(f"{reference}: a sequence classifier has no family {chosen!r}", remedy="leave --family out")
+    if grammar is None:
         return ClassifierGuard(model, tokenizer, unsafe=said.unsafe_labels, **options)
-    if chosen is None or chosen == CLASSIFIER:
-        raise ConfigError(
-            f"{reference}: which guard family this model belongs to is not known",
-            remedy=f"name it with --family ({', '.join(families())}), or in a {SETTINGS} beside the checkpoint",
-        )
-    return CausalGuard(model, tokenizer, family_named(chosen), **options)
+    return CausalGuard(model, tokenizer, grammar, **options)
 
 
-def describe(path: Path, reference: str, *, family: str | None = None, max_tokens: int | None = None) -> tuple[Encoder | None, Path]:
+def describe(
+    path: Path, reference: str, *, family: str | None = None, max_tokens: int | None = None
+) -> tuple[Encoder | None, Path]:
     """Without loading weights: the encoder (None for a classifier) and the folder of the full checkpoint."""
     below = base_path(path) if is_adapter(path) else path
     if task_of(read_json(below / "config.json", ""), below) == "classifier":
@@ -109,20 +130,60 @@ def describe(path: Path, reference: str, *, family: str | None = None, max_token
 
 @contextlib.contextmanager
 def with_adapter(guard: AnyGuard, folder: str | Path, *, name: str = "") -> Iterator[AnyGuard]:
-    """The same loaded guard with a LoRA adapter switched on; it is taken off again on leaving."""
+    """The same loaded guard with a LoRA adapter switched on; it is taken off again on leaving.
+
+    Raises:
+        ModelError: the adapter is damaged, or does not fit the guard.
+        ConfigError: it says that it belongs to another guard family.
+    """
     folder = Path(folder)
     said = guard_settings(folder, folder)
+    if said.family not in (None, guard.family):
+        raise ConfigError(
+            f"{folder}: made for family {said.family!r}, the guard is of family {guard.family!r}",
+            remedy="put it on the guard it was made from",
+        )
     before, label, threshold = guard.model, guard.name, guard.threshold
+    trainable = [p for p in before.parameters() if p.requires_grad]
+    active = list(before.active_adapters) if _wrapped(before) else []
     try:
-        guard.model = attach_adapter(before, folder, name="candidate")
+        guard.model = attach_adapter(before, folder, name=_CANDIDATE)
         guard.model.eval()
         guard.name = name or said.name or folder.name
         guard.threshold = said.threshold if said.threshold is not None else threshold
         yield guard
     finally:
-        wrapped, guard.model, guard.name, guard.threshold = guard.model, before, label, threshold
-        if wrapped is not before:
-            wrapped.unload()
+        guard.model, guard.name, guard.threshold = before, label, threshold
+        _take_off(before, active)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _wrapped(model: Any) -> bool:
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def _take_off(model: Any, active: list[str]) -> None:
+    """Remove what `attach_adapter` put into a model, also where it failed half-way."""
+    if _wrapped(model):  # the guard came with an adapter of its own: the candidate was one more
+        if _CANDIDATE in model.peft_config:
+            model.delete_adapter(_CANDIDATE)
+        model.base_model.set_adapter(active)
+        model.requires_grad_(False)
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for path, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            parent, _, leaf = path.rpartition(".")
+            inner = module.base_layer if isinstance(module, BaseTunerLayer) else module.original_module
+            setattr(model.get_submodule(parent), leaf, inner)
+    for mark in ("peft_config", "_hf_peft_config_loaded"):
+        if mark in vars(model):
+            delattr(model, mark)
 
 
 def base_path(adapter: Path, progress: Progress | None = None, offline: bool | None = None) -> Path:
@@ -144,7 +205,9 @@ def guard_settings(path: Path, below: Path) -> GuardSettings:
             except ValidationError as e:
                 first = e.errors()[0]
                 key = ".".join(map(str, first["loc"]))
-                raise ModelError(f"{file}: {key}: {first['msg']}", remedy="see docs/guards.md for its fields") from e
+                raise ModelError(
+                    f"{file}: {key}: {first['msg']}", remedy="see docs/guards.md for its fields"
+                ) from e
             merged |= said.model_dump(exclude_none=True)
     return GuardSettings(**merged)
 
@@ -157,5 +220,3 @@ def _family(folder: Path, *names: str) -> str | None:
 def _short(reference: str) -> str:
     parsed = parse(reference) if reference != NAME else None
     return Path(parsed.name).name if parsed else reference
-
-

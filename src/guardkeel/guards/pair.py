@@ -1,4 +1,4 @@
-"""A reference and a candidate, opened one after the other; an adapter is switched on over the loaded reference."""
+"""A reference and a candidate, opened one after the other; an adapter is put on the loaded reference."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from guardkeel.models.adapters import adapter_base, is_adapter
 from guardkeel.resources import Progress
 
 
-def toggles(reference: Path, candidate: Path, progress: Progress | None = None, offline: bool | None = None) -> bool:
+def toggles(
+    reference: Path, candidate: Path, progress: Progress | None = None, offline: bool | None = None
+) -> bool:
     """Whether the candidate is an adapter that sits on the reference (or does not say on what)."""
     if not is_adapter(candidate) or is_adapter(reference):
         return False
-    return not adapter_base(candidate) or base_path(candidate, progress, offline).resolve() == reference.resolve()
+    return (
+        not adapter_base(candidate)
+        or base_path(candidate, progress, offline).resolve() == reference.resolve()
+    )
 
 
 def pair(reference: str, against: str | None, **options: Any) -> Iterator[tuple[str, AnyGuard]]:
@@ -37,5 +42,5 @@ def pair(reference: str, against: str | None, **options: Any) -> Iterator[tuple[
             yield "candidate", tuned
         return
     guard = None
-    gc.collect()  # the caller still holds it until it asks for the next; what can go, goes before two are loaded
+    gc.collect()  # the caller may still hold it; what can go, goes before two are loaded
     yield "candidate", load_guard(against, **options)

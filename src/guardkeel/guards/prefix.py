@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from guardkeel.errors import ModelError
+
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -25,9 +27,18 @@ def reusable(config: Any) -> bool:
 
 
 def encode_prefix(model: Any, ids: list[int]) -> KeyValues:
-    """Keys and values, per layer of shape (1, heads, len(ids), head_dim), of the prefix alone."""
+    """Keys and values, per layer of shape (1, heads, len(ids), head_dim), of the prefix alone.
+
+    Raises:
+        ModelError: the model is not `reusable`; what follows the prefix would be computed wrongly.
+    """
     from transformers import DynamicCache
 
+    if not reusable(model.config):
+        raise ModelError(
+            f"{type(model).__name__} has sliding-window layers: its prefix cannot be shared",
+            remedy="encode items without `Encoder.share` for this model",
+        )
     cache = DynamicCache()
     tokens = torch.tensor([ids], device=model.device)
     model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -46,7 +57,13 @@ def left_padded(rows: list[list[int]], pad: int, device: Any) -> tuple[torch.Ten
 
 
 def forward(
-    model: Any, prefix: KeyValues | None, ids: torch.Tensor, mask: torch.Tensor, keep: int = 1, cache: bool = False
+    model: Any,
+    prefix: KeyValues | None,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    keep: int = 1,
+    cache: bool = False,
 ) -> Any:
     """Run left-padded rows after the shared prefix (or alone). Logits are of the last `keep` positions.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -12,13 +13,18 @@ from guardkeel.guards.keel import Keel
 from guardkeel.guards.llama_guard import LlamaGuard3
 
 CLASSIFIER = "classifier"  # any sequence classifier; it has no template
-_HINTS = {"llama-guard-3": ("llama-guard-3", "llamaguard-3", "llama_guard_3"), "keel": ("keel",)}
+# Whole words of the last part of a name: "/srv/guardkeel/my-llama" is not a keel guard.
+_HINTS = {
+    "llama-guard-3": re.compile(r"(?<![a-z0-9])llama[-_ ]?guard[-_ ]?3(?![0-9])"),
+    "keel": re.compile(r"(?<![a-z0-9])keel(?![a-z0-9])"),
+}
 
 
 @cache
 def families() -> dict[str, Family]:
     """Every causal family that is known, by name."""
-    found: dict[str, Family] = {f.name: f for f in (Keel(), LlamaGuard3())}
+    known: tuple[Family, ...] = (Keel(), LlamaGuard3())
+    found = {family.name: family for family in known}
     for entry in sorted(entry_points(group="guardkeel.families"), key=lambda e: e.name):
         family: Any = entry.load()
         found[entry.name] = family() if isinstance(family, type) else family
@@ -37,5 +43,5 @@ def family_named(name: str) -> Family:
 
 def guess(*names: str) -> str | None:
     """The family that a repository or folder name speaks of, or None."""
-    text = " ".join(names).lower()
-    return next((family for family, hints in _HINTS.items() if any(h in text for h in hints)), None)
+    last = [name.rstrip("/").rpartition("/")[2].lower() for name in names]
+    return next((family for family, hint in _HINTS.items() if any(map(hint.search, last))), None)

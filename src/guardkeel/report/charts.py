@@ -14,7 +14,9 @@ from markupsafe import Markup
 from guardkeel.records import Estimate
 from guardkeel.report.curves import BINS, Roc, Spread
 from guardkeel.report.plots import Point, dot, figure, label, line, path, tag
+from guardkeel.report.words import decimal
 
+CROWDED = 16  # layers above which intervals are drawn as a band
 At = Callable[[float, float], Point]
 
 
@@ -158,7 +160,7 @@ def panel(
         y = at(first, t)[1]
         marks += [
             line(left, y, width - right, y, "grid"),
-            label(f"{t:.{digits}f}{unit}", left - 5, y + 4, "end"),
+            label(f"{decimal(t, digits)}{unit}", left - 5, y + 4, "end"),
         ]
     marks += [label(f"{layer}", at(layer, floor)[0], height - bottom + 16) for layer in _labelled(layers)]
     marks += _null_marks(null, at, floor)
@@ -188,28 +190,35 @@ def _null_marks(null: Sequence[Null], at: At, floor: float) -> list[Markup]:
 
 
 def _series_marks(series: Series, at: At) -> list[Markup]:
+    """A line with whiskers, or with a band and few dots where layers are many."""
     points = [(layer, e, e.value) for layer, e in series.points if e.value is not None]
+    crowded = len(points) > CROWDED
+    dotted = _labelled([layer for layer, _, _ in points]) if crowded else [layer for layer, _, _ in points]
+    ends = [(layer, e.low, e.high) for layer, e, _ in points if e.low is not None and e.high is not None]
     marks = []
+    if crowded and ends:
+        corners = [*(at(p, high) for p, _, high in ends), *(at(p, low) for p, low, _ in reversed(ends))]
+        marks.append(tag("polygon", points=path(corners), class_=f"band {series.role}"))
+    nudge = {"ref": -1.5, "cand": 1.5}.get(series.role, 0.0)  # so that neither interval hides the other
+    if not crowded:
+        for layer, low, high in ends:
+            (x, y1), (_, y2) = at(layer, low), at(layer, high)
+            marks.append(line(x + nudge, y1, x + nudge, y2, f"whisker thin {series.role}"))
     if len(points) > 1:
         marks.append(
             tag("polyline", points=path(at(p, v) for p, _, v in points), class_=f"line {series.role}")
         )
-    nudge = {"ref": -1.5, "cand": 1.5}.get(series.role, 0.0)  # so that neither interval hides the other
-    for layer, e, value in points:
-        x, y = at(layer, value)
-        if e.low is not None and e.high is not None:
-            ends = at(layer, e.low)[1], at(layer, e.high)[1]
-            marks.append(line(x + nudge, ends[0], x + nudge, ends[1], f"whisker thin {series.role}"))
-        marks.append(dot(series.role, x, y, 3.2 if len(points) <= 16 else 2.2))
+    marks += [dot(series.role, *at(layer, value), 3.2) for layer, _, value in points if layer in dotted]
     return marks
 
 
 def _ticks(
     series: Sequence[Series], null: Sequence[Null], low: float | None, high: float | None, step: float | None
 ) -> list[float]:
-    """Round numbers, at least two, that hold all values and the wished ends."""
+    """Round numbers, at least two, that hold all values and the wished ends; chance may lie below them."""
     values = [e.value for s in series for _, e in s.points if e.value is not None]
-    values += [v for n in null for v in (n.mean, n.high) if v is not None]
+    chance = [v for n in null for v in (n.mean, n.high) if v is not None]
+    values += [v for v in chance if low is None or v > low]
     if high is None:  # an open end makes room for the intervals
         values += [e.high for s in series for _, e in s.points if e.high is not None]
     floor = min([*values, *([] if low is None else [low])], default=0.0)

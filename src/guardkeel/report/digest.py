@@ -19,6 +19,7 @@ from guardkeel.report.words import POOLED, Headline, before_after, headline
 from guardkeel.results import AuditResults, Behaviour, GuardResult, Recalibration, Slice
 
 SMALL = 30  # fewer items than this behind a rate: marked as few
+SLIGHT = 0.01  # change of AUROC that is called slight
 ROWS = 40  # rows of one slice table
 CONFIG_LIMIT = 16_000  # characters of the configuration
 BY = get_args(Slice.model_fields["by"].annotation)
@@ -30,7 +31,8 @@ class KeyNumber:
 
     `before` and `after` are over the items that both guards scored, as `difference` is; `reference` and
     `candidate` are each guard's own estimate. `percent` says whether it is a rate; `shift` is what the
-    interval of the change shows: worse, better, unclear, or '' where nothing was compared.
+    interval of the change shows: worse, slightly (worse, but within the margin, or by less than SLIGHT where
+    there is none), better, unclear, or '' where nothing was compared.
     """
 
     name: str
@@ -175,8 +177,10 @@ def _config(record: RunRecord) -> str:
 def _numbers(results: AuditResults) -> tuple[KeyNumber, ...]:
     before, after = results.reference.overall, results.candidate.overall if results.candidate else None
     known: dict[str, Estimate] = {}
+    margins: dict[str, float] = {}
     if results.comparison:
         known = {t.metric: t.difference for t in results.comparison.tests if t.suite == POOLED}
+        margins = {t.metric: t.margin for t in results.comparison.tests if t.suite == POOLED}
         known.update(("auroc", t.difference) for t in results.comparison.ranking if t.suite == POOLED)
     return tuple(
         KeyNumber(
@@ -188,7 +192,11 @@ def _numbers(results: AuditResults) -> tuple[KeyNumber, ...]:
             reference=getattr(before, metric),
             candidate=getattr(after, metric) if after else None,
             difference=known.get(metric),
-            shift=_shift(known.get(metric), higher_is_better=metric in ("recall", "auroc")),
+            shift=_shift(
+                known.get(metric),
+                margins.get(metric, SLIGHT),
+                sign=1 if metric in ("recall", "auroc") else -1,
+            ),
         )
         for metric, name, gloss in (
             ("recall", "Recall", "Of {} unsafe items, the share flagged. Higher is better."),
@@ -203,12 +211,16 @@ def _numbers(results: AuditResults) -> tuple[KeyNumber, ...]:
     )
 
 
-def _shift(difference: Estimate | None, *, higher_is_better: bool) -> str:
+def _shift(difference: Estimate | None, margin: float, *, sign: int) -> str:
+    """What a change's interval says; `sign` is 1 where higher is better, else −1."""
     if difference is None or difference.low is None or difference.high is None:
         return ""
     if difference.low <= 0 <= difference.high:
         return "unclear"
-    return "better" if (difference.low > 0) == higher_is_better else "worse"
+    if (difference.low > 0) == (sign > 0):
+        return "better"
+    worst = -difference.low if sign > 0 else difference.high
+    return "slightly" if worst < margin else "worse"
 
 
 def _rows(by: str, results: AuditResults) -> list[Row]:
@@ -247,14 +259,16 @@ def _loss(row: Row) -> tuple[float, float]:
 def _worst(results: AuditResults) -> tuple[Worst, ...]:
     """The suite and category with the largest loss of recall and the suite with the largest rise in FPR.
 
-    Without a candidate: the lowest recall and the highest FPR. Rows on few items only if there are no others.
+    Without a candidate: the lowest recall and the highest FPR. Rows without a loss or mistake are none, and
+    rows on few items count only if there are no others.
     """
     found = []
     for by, metric, sign in (("suite", "recall", 1), ("category", "recall", 1), ("suite", "fpr", -1)):
+        best = 1 if results.candidate is None and metric == "recall" else 0
         keyed = [
             (key * sign, row)
             for row in _rows(by, results)
-            if (key := _key(row, metric)) is not None and (results.candidate is None or key * sign < 0)
+            if (key := _key(row, metric)) is not None and key * sign < best
         ]
         solid = [(k, row) for k, row in keyed if getattr(row.reference, metric).n >= SMALL]
         if solid or keyed:

@@ -168,7 +168,8 @@ def lowlights(layers: list[LayerGeometry]) -> list[str]:
     alike = [(g.cka.estimate.value, g.layer) for g in layers if g.cka and g.cka.estimate.value is not None]
     if alike:
         value, layer = min(alike)
-        said.append(f"Activations changed most at layer {layer}: CKA {words.decimal(value)}.")
+        most = "Activations changed most at layer" if len(alike) > 1 else "Likeness of activations at layer"
+        said.append(f"{most} {layer}: CKA {words.decimal(value)}.")
     for name, pairs in (
         ("Separability", [(g.layer, g.separability_reference, g.separability_candidate) for g in layers]),
         ("A probe’s AUROC", [(g.layer, g.probe_reference, g.probe_candidate) for g in layers]),
@@ -181,6 +182,7 @@ def lowlights(layers: list[LayerGeometry]) -> list[str]:
         if moved:
             by, layer, a, b = min(moved)
             verb = "fell most" if by < 0 else "fell nowhere and rose least"
+            verb = verb if len(moved) > 1 else "moved"
             said.append(f"{name} {verb} at layer {layer}: {words.decimal(a)} → {words.decimal(b)}.")
     inside = [
         share > g.drift_inside.null_high

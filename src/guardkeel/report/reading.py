@@ -37,8 +37,8 @@ class Judged:
 
     @property
     def id(self) -> str:
-        """The item's id, unique in the run."""
-        return str(self.item["id"])
+        """The item's id as run.json writes it, where a lone surrogate is spelled out."""
+        return str(self.item["id"]).encode("utf-8", "backslashreplace").decode()
 
     @property
     def unsafe(self) -> bool:

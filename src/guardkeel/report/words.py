@@ -102,6 +102,13 @@ def before_after(results: AuditResults, metric: str) -> tuple[float | None, floa
     return getattr(results.reference.overall, metric).value, after
 
 
+def divides(operating: Estimate, ranking: Estimate) -> bool:
+    """Whether recall was lost and the interval of at least one part of the loss lies above zero."""
+    if operating.value is None or ranking.value is None or operating.value + ranking.value <= 0:
+        return False
+    return any(e.low is not None and e.low > 0 for e in (operating, ranking))
+
+
 def recall_split(operating: Estimate, ranking: Estimate) -> str:
     """How a loss of recall divides between the operating point and the ranking, in a sentence."""
     a, b = operating.value, ranking.value
@@ -109,6 +116,8 @@ def recall_split(operating: Estimate, ranking: Estimate) -> str:
         return f"Not measured: {operating.note or ranking.note or 'no reason recorded'}."
     if a + b <= 0:
         return "No recall was lost, so there is nothing to divide."
+    if not divides(operating, ranking):
+        return "Not clear: the intervals of both parts reach zero."
     if b <= 0:
         return f"All of it is operating point: a new threshold would win back {100 * a:.1f} points of recall."
     if a <= 0:

@@ -9,6 +9,7 @@ AdamW, linear warm-up, cosine decay. The base stays in its dtype, LoRA weights a
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from guardkeel.errors import DataError, RunError
 from guardkeel.guards.base import Family
 from guardkeel.guards.encoding import Encoder
 from guardkeel.guards.prefix import encode_prefix, forward, left_padded
+from guardkeel.records import write_json
 from guardkeel.tuning.targets import Target
 
 
@@ -186,8 +188,8 @@ def _schedule(step: int, settings: LoraSettings) -> float:
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def save_adapter(model: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Save the LoRA weights of a PeftModel; the folder appears whole or not at all."""
+def save_adapter(model: Any, folder: Path, base: str, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Save the LoRA weights of a PeftModel, made on `base` (a name or reference); the folder appears whole or not at all."""
     from safetensors.torch import load_file, save_file
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -196,6 +198,9 @@ def save_adapter(model: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) 
         model.save_pretrained(temporary)
         weights = temporary / "adapter_model.safetensors"
         save_file({k: v.to(dtype) for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
+        config = json.loads((temporary / "adapter_config.json").read_text())
+        config |= {"base_model_name_or_path": base, "target_modules": sorted(config["target_modules"])}
+        write_json(temporary / "adapter_config.json", config)
         (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
         temporary.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
