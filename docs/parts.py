@@ -86,13 +86,13 @@ def audit_keys() -> str:
 
 
 def detectable() -> str:
-    """What n pairs can resolve at some discordances."""
+    """What n pairs can resolve at some discordances, where three rates are tested together (Holm)."""
     from guardkeel.evaluation.paired import detectable_margin
 
     shares = (0.0, 0.02, 0.05, 0.1, 0.2)
     rows = []
     for n in (50, 100, 200, 300, 500, 1000, 2000, 5000):
-        margins = [detectable_margin(n, share) for share in shares]
+        margins = [detectable_margin(n, share, alpha=0.05 / 3) for share in shares]
         rows.append([f"{n:,}", *("–" if m is None else f"{m:.3f}" for m in margins)])
     return table(["n", *(f"{100 * s:g}% differ" for s in shares)], rows)
 

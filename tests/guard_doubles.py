@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from guardkeel.conversation import Conversation
 from guardkeel.guards.base import Judgement
 from guardkeel.guards.keel import Keel
@@ -70,12 +72,13 @@ def make_adapter(model, folder, seed=0, rank=4, base="", **options):
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        targets = ["q_proj", "v_proj", "query", "value"]
+        targets = ["q_proj", "v_proj", "query_proj", "value_proj"]
         config = LoraConfig(r=rank, lora_alpha=8, target_modules=targets, **options)
         tuned = get_peft_model(copy.deepcopy(model), config)
         for name, p in tuned.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.5)
-    tuned.peft_config["default"].base_model_name_or_path = str(base)
     tuned.save_pretrained(folder)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": str(base)}))
     return folder

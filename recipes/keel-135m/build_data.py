@@ -104,7 +104,13 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def prompt(source: str, number: object, text: str, category: str = "") -> Example:
     """A user prompt; unsafe when it has a category."""
     label = "unsafe" if category else "safe"
-    return Example(f"{source}/{number}", Conversation.of(text.strip()), {"prompt": label}, (category,) if category else (), source)
+    return Example(
+        f"{source}/{number}",
+        Conversation.of(text.strip()),
+        {"prompt": label},
+        (category,) if category else (),
+        source,
+    )
 
 
 def harmful(data: Path, rng: random.Random) -> Iterator[Example]:
@@ -118,8 +124,14 @@ def harmful(data: Path, rng: random.Random) -> Iterator[Example]:
     path = data / "ailuminate/airr_official_1.0_demo_en_us_prompt_set_release.csv"
     for row in rows(path):
         if row["hazard"] in AILUMINATE:
-            yield prompt("ailuminate-en", row["release_prompt_id"], row["prompt_text"], AILUMINATE[row["hazard"]])
-    french = [r for r in rows(data / "ailuminate/airr_official_1.0_demo_fr_fr_prompt_set_release.csv") if r["hazard"] in AILUMINATE]
+            yield prompt(
+                "ailuminate-en", row["release_prompt_id"], row["prompt_text"], AILUMINATE[row["hazard"]]
+            )
+    french = [
+        r
+        for r in rows(data / "ailuminate/airr_official_1.0_demo_fr_fr_prompt_set_release.csv")
+        if r["hazard"] in AILUMINATE
+    ]
     for row in rng.sample(french, 120):
         yield prompt("ailuminate-fr", row["release_prompt_id"], row["prompt_text"], AILUMINATE[row["hazard"]])
     for i, row in enumerate(rows(data / "figstep/safebench.csv")):
@@ -132,7 +144,13 @@ def harmful(data: Path, rng: random.Random) -> Iterator[Example]:
         row = injections[i]
         text = row["user_input"] if isinstance(row["user_input"], str) else "\n".join(row["user_input"])
         turns = (Turn("system", row["test_case_prompt"]), Turn("user", text))
-        yield Example(f"cse-injection/{i}", Conversation(turns), {"prompt": "unsafe"}, ("Manipulation",), "cse-injection")
+        yield Example(
+            f"cse-injection/{i}",
+            Conversation(turns),
+            {"prompt": "unsafe"},
+            ("Manipulation",),
+            "cse-injection",
+        )
 
 
 def severity(data: Path) -> Iterator[Example]:
@@ -148,7 +166,9 @@ def severity(data: Path) -> Iterator[Example]:
             categories = (category,) if mean else ()
             source = "pyrit-harm"
             if i % 2:  # the same text as a user's own post: content is judged whoever wrote it
-                yield Example(f"{source}/{name}/{i}", Conversation.of(text), {"prompt": label}, categories, source)
+                yield Example(
+                    f"{source}/{name}/{i}", Conversation.of(text), {"prompt": label}, categories, source
+                )
             else:
                 talk = Conversation.of(row["objective"].strip(), text)
                 yield Example(f"{source}/{name}/{i}", talk, {"response": label}, categories, source)
@@ -167,7 +187,13 @@ def ordinary(data: Path, rng: random.Random) -> Iterator[Example]:
         if i % 3 == 0:
             yield prompt("pubmedqa-abstract", i, " ".join(row["CONTEXTS"])[:350])
         elif i % 3 == 1:
-            yield Example(f"pubmedqa-reply/{i}", Conversation.of(row["QUESTION"], row["LONG_ANSWER"]), {"response": "safe"}, (), "pubmedqa")
+            yield Example(
+                f"pubmedqa-reply/{i}",
+                Conversation.of(row["QUESTION"], row["LONG_ANSWER"]),
+                {"response": "safe"},
+                (),
+                "pubmedqa",
+            )
         else:
             yield prompt("pubmedqa", i, row["QUESTION"])
     with zipfile.ZipFile(data / "capability/mmlu.zip") as z:
@@ -177,12 +203,20 @@ def ordinary(data: Path, rng: random.Random) -> Iterator[Example]:
         yield prompt("mmlu", i, text[:350])
     for name, count in (("commonsense_qa", 250), ("openbook_qa", 150)):
         for i, row in enumerate(rng.sample(rows(data / f"capability/{name}.jsonl"), count)):
-            yield prompt(name, i, re.split(r"\n(?:Choices|Answer)", row["query"].removeprefix("Question:"))[0].strip())
+            yield prompt(
+                name, i, re.split(r"\n(?:Choices|Answer)", row["query"].removeprefix("Question:"))[0].strip()
+            )
     for row in rows(data / "capability/mt_bench_question.jsonl"):
         yield prompt("mt_bench", row["question_id"], row["turns"][0])
         for k, text in enumerate(row["turns"][1:], 1):
-            turns = (Turn("user", row["turns"][0]), Turn("assistant", "Here is my answer to that."), Turn("user", text))
-            yield Example(f"mt_bench/{row['question_id']}.{k}", Conversation(turns), {"prompt": "safe"}, (), "mt_bench")
+            turns = (
+                Turn("user", row["turns"][0]),
+                Turn("assistant", "Here is my answer to that."),
+                Turn("user", text),
+            )
+            yield Example(
+                f"mt_bench/{row['question_id']}.{k}", Conversation(turns), {"prompt": "safe"}, (), "mt_bench"
+            )
 
 
 def own(folder: Path) -> Iterator[Example]:
@@ -202,7 +236,12 @@ def own(folder: Path) -> Iterator[Example]:
                 side = "trajectory" if row["f"] == "agent" else "response"
             group = f"{path.stem}/p{row['p']}" if "p" in row else ""
             yield Example(
-                f"own/{path.stem}/{i}", Conversation(tuple(turns)), {side: row["y"]}, categories, f"own-{row['f']}", group=group  # type: ignore[dict-item]
+                f"own/{path.stem}/{i}",
+                Conversation(tuple(turns)),
+                {side: row["y"]},
+                categories,
+                f"own-{row['f']}",
+                group=group,  # type: ignore[dict-item]
             )
 
 
@@ -261,14 +300,24 @@ def shingles(text: str) -> set[str]:
 def in_context(example: Example, replies: list[Example], rng: random.Random) -> Example:
     """Put an innocent exchange before a prompt, so that the guard learns to judge the last message."""
     before = rng.choice(replies).conversation.turns[:2]
-    return Example(f"{example.id}+context", Conversation((*before, *example.conversation.turns)), example.labels, example.categories, example.source)
+    return Example(
+        f"{example.id}+context",
+        Conversation((*before, *example.conversation.turns)),
+        example.labels,
+        example.categories,
+        example.source,
+    )
 
 
 def main() -> None:
     """Write the mixture and print its counts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of the tier G sources")
-    parser.add_argument("--own", type=Path, default=Path(__file__).parent / "texts", help="folder of our own texts")
+    parser.add_argument(
+        "--own", type=Path, default=Path(__file__).parent / "texts", help="folder of our own texts"
+    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     rng = random.Random(SEED)
@@ -280,7 +329,9 @@ def main() -> None:
     ]
     tests, seen, kept, dropped = Overlap(held_out(args.data)), set(), [], Counter()
     for example in found:
-        judged = example.conversation.turns[0 if set(example.labels) == {"prompt"} and len(example.conversation.turns) == 1 else -1].content
+        judged = example.conversation.turns[
+            0 if set(example.labels) == {"prompt"} and len(example.conversation.turns) == 1 else -1
+        ].content
         key = (normalised(example.conversation.text), *example.labels)
         if judged in tests:
             dropped["repeats a test suite"] += 1
@@ -300,7 +351,13 @@ def main() -> None:
     counts = Counter((e.source, next(iter(e.labels.values()))) for e in kept)
     for (source, label), n in sorted(counts.items()):
         print(f"{source:24} {label:7} {n:6}")
-    print("total", len(kept), dict(Counter(next(iter(e.labels.values())) for e in kept)), "dropped", dict(dropped))
+    print(
+        "total",
+        len(kept),
+        dict(Counter(next(iter(e.labels.values())) for e in kept)),
+        "dropped",
+        dict(dropped),
+    )
     print("sha256", file_digest(args.out))
 
 

@@ -38,7 +38,9 @@ SETTINGS = {
 
 def main() -> None:
     """Train and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base", type=Path, help="folder of SmolLM2-135M-Instruct (default: from the wheel)")
@@ -59,13 +61,20 @@ def main() -> None:
         with (args.out / "log.jsonl").open("a") as log:
             log.write(step.model_dump_json() + "\n")
         if step.step % 20 == 0:
-            print(f"{step.step}/{settings.steps} loss {step.loss:.4f} {step.seconds:.2f}s {time.time() - started:.0f}s", flush=True)
+            print(
+                f"{step.step}/{settings.steps} loss {step.loss:.4f} {step.seconds:.2f}s {time.time() - started:.0f}s",
+                flush=True,
+            )
         if step.step % 100 == 0 or step.step == settings.steps:
             save_adapter(model, args.out / f"step-{step.step}", BASE_NAME)
 
     train(model, tokenizer, Keel(), examples, settings, on_step)
     save_adapter(model, args.out / "final", BASE_NAME)
-    record = {"settings": settings.model_dump(), "data_sha256": file_digest(args.data), "examples": len(examples)}
+    record = {
+        "settings": settings.model_dump(),
+        "data_sha256": file_digest(args.data),
+        "examples": len(examples),
+    }
     write_json(args.out / "recipe.json", record)
 
 

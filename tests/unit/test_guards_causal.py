@@ -49,21 +49,13 @@ def test_what_begins_otherwise_is_unscored(llama):
 
 @pytest.mark.parametrize("share", [True, False])
 def test_nan_is_unscored_and_stays_in_its_row(llama, share):
-    model, tokenizer = llama
-    before = guard(llama, share_prefix=share).score(prompts("hello", "Weapons", "a third"))
-    poison(model, tokenizer, "Weapons")
-    clean = guard((model, tokenizer), share_prefix=share)
-    family = type("Bare", (EveryToken,), {"render": bare})()
-    plain = CausalGuard(model, tokenizer, family, name="tiny", share_prefix=share)
-    verdicts = plain.score(prompts("hello", "Weapons", "a third"))
-    assert [v.unscored for v in verdicts] == ["", "logits are not finite", ""]
-    assert all(v.unsafe is None for v in clean.score(prompts("hello")))  # the policy has the word too
-    assert all(v.unsafe is not None for v in before)
-
-
-def bare(self, conversation, side, tokenizer):
-    rendered = Keel.render(self, conversation, side, tokenizer)
-    return type(rendered)("<|im_start|>user\n", rendered.body, rendered.suffix)
+    judged = prompts("hello", "a 😀 here", "a third")
+    before = guard(llama, share_prefix=share).score(judged)
+    poison(*llama, "😀")
+    verdicts = guard(llama, share_prefix=share).score(judged)
+    assert verdicts[1].unsafe is None and verdicts[1].unscored == "logits are not finite"
+    assert not verdicts[1].categories
+    assert (verdicts[0], verdicts[2]) == (before[0], before[2])
 
 
 def test_batches_may_be_skipped_and_come_in_one_order(llama):
@@ -123,7 +115,7 @@ class Memory:
         self.handle = model.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, module, args, kwargs):
-        rows, width = kwargs["input_ids"].shape
+        rows, _ = kwargs["input_ids"].shape
         self.seen.append(rows)
         if rows > self.rows or (self.rows == 0 and rows == 1):
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -191,14 +183,14 @@ class One(EveryToken):
     categories = ("Harm",)
 
 
-def slow_reading(model, tokenizer, family, ids, prefix):
+def slow_reading(model, tokenizer, family, ids):
     """The same names by the definition: no cache, no batch, every step over the whole text."""
     end = tokenizer.eos_token_id
     rows = {n: [*tokenizer(family.answer(n))["input_ids"], end] for n in family.categories}
 
     def step(path, allowed):
         with torch.no_grad():
-            logits = model(torch.tensor([prefix + ids + path])).logits[0, -1]
+            logits = model(torch.tensor([ids + path])).logits[0, -1]
         tokens = sorted({row[len(path)] for row in allowed.values()})
         return tokens, logits[tokens].softmax(-1)
 
@@ -230,10 +222,9 @@ def test_names_are_those_of_the_slow_reading(architecture, family, tiny_loaded):
     fast = CausalGuard(model, tokenizer, family, name="tiny", threshold=0.0).score(judged)
     encoder = Encoder(family, tokenizer)
     for item, verdict in zip(judged, fast, strict=True):
-        assert verdict.categories == slow_reading(model, tokenizer, family, encoder.encode(item).ids, []), (
-            item
-        )
-    if family.name != "one" and len(family.categories) > 1:
+        ids = encoder.encode(item).ids
+        assert verdict.categories == slow_reading(model, tokenizer, family, ids), item
+    if architecture == "llama" and len(family.categories) > 1:
         assert len({v.categories for v in fast}) > 1
 
 

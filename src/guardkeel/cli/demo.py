@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for both audits and the adapter.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for both audits and the adapter.")] = Path(
+        "runs/demo"
+    ),
     steps: Annotated[int, typer.Option(min=1, help="LoRA steps of the harmless fine-tune.")] = 50,
     limit: Annotated[int, typer.Option(min=30, help="Most items of each suite and split.")] = 150,
     offline: Annotated[bool, typer.Option("--offline", help="Use what is in the cache only.")] = False,
@@ -29,8 +31,8 @@ def demo(
 ) -> None:
     """See a guard lose its sight: audit it, fine-tune it on harmless bank messages, audit it again.
 
-    Everything is real: keel-135m (guardkeel's own small guard), labelled suites taken through pip, a plain LoRA fine-tune on
-    bank customer messages that are all labelled safe, and the gate's verdict on the result. Takes a few minutes on two
+    Everything is real: keel-135m (guardkeel's own small guard), labelled suites taken through pip, a plain LoRA
+    fine-tune on bank customer messages that are all labelled safe, and the gate's verdict on the result. Takes a few minutes on two
     cores; a second run takes up what is there.
     """
     from guardkeel.evaluation.config import AuditConfig

@@ -36,7 +36,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdo
         emit([{"check": w, "ok": ok, "found": f, "remedy": "" if ok else r} for w, ok, f, r in found])
     else:
         for what, ok, saw, remedy in found:
-            say(f"[{'green' if ok else 'red'}]{'✓' if ok else '✗'}[/] {what:10} {saw}" + ("" if ok else f"\n             {remedy}"))
+            say(
+                f"[{'green' if ok else 'red'}]{'✓' if ok else '✗'}[/] {what:10} {saw}"
+                + ("" if ok else f"\n             {remedy}")
+            )
     if not all(ok for _, ok, _, _ in found):
         raise typer.Exit(2)
 
@@ -54,13 +57,21 @@ def _torch() -> Iterator[Finding]:
     from guardkeel.models.devices import pick_device, pick_dtype
 
     device = pick_device("auto")
-    yield "torch", True, f"{torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}", ""
+    yield (
+        "torch",
+        True,
+        f"{torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}",
+        "",
+    )
     threads = torch.get_num_threads()
     from os import sched_getaffinity
 
     cores = len(sched_getaffinity(0))
-    yield "compute", threads <= cores, f"{device}, {pick_dtype('auto', device)}, {threads} threads on {cores} cores", (
-        f"more threads than cores crawl: set OMP_NUM_THREADS={cores}"
+    yield (
+        "compute",
+        threads <= cores,
+        f"{device}, {pick_dtype('auto', device)}, {threads} threads on {cores} cores",
+        (f"more threads than cores crawl: set OMP_NUM_THREADS={cores}"),
     )
 
 
@@ -68,7 +79,12 @@ def _memory() -> Iterator[Finding]:
     from guardkeel.models.devices import free_memory
 
     free = free_memory("cpu")
-    yield "memory", free > 2e9, f"{free / 1e9:.1f} GB free", "keel-135m needs about 2 GB; close other programs"
+    yield (
+        "memory",
+        free > 2e9,
+        f"{free / 1e9:.1f} GB free",
+        "keel-135m needs about 2 GB; close other programs",
+    )
 
 
 def _cache() -> Iterator[Finding]:
@@ -78,14 +94,26 @@ def _cache() -> Iterator[Finding]:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     state = "offline" if is_offline(None) else "online"
-    yield "cache", free > 1e9, f"{folder}, {free / 1e9:.0f} GB free, {state}", "free disk space or set GUARDKEEL_CACHE"
+    yield (
+        "cache",
+        free > 1e9,
+        f"{folder}, {free / 1e9:.0f} GB free, {state}",
+        "free disk space or set GUARDKEEL_CACHE",
+    )
 
 
 def _pip() -> Iterator[Finding]:
     import subprocess
 
-    done = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, text=True, check=False, timeout=60)
-    yield "pip", done.returncode == 0, done.stdout.strip().split(" from ")[0] or done.stderr.strip()[-80:], "python -m ensurepip"
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--version"], capture_output=True, text=True, check=False, timeout=60
+    )
+    yield (
+        "pip",
+        done.returncode == 0,
+        done.stdout.strip().split(" from ")[0] or done.stderr.strip()[-80:],
+        "python -m ensurepip",
+    )
 
 
 def _guard() -> Iterator[Finding]:
@@ -101,6 +129,9 @@ def _guard() -> Iterator[Finding]:
         return
     verdict = guard.score([Judgement("hello", Conversation.of("Hello, how are you?"), "prompt")])[0]
     ok = verdict.unsafe is not None and verdict.unsafe < guard.threshold
-    yield "keel-135m", ok, f"answers (P(unsafe) of a greeting: {verdict.unsafe})", "delete its folder in the cache and run again"
-
-
+    yield (
+        "keel-135m",
+        ok,
+        f"answers (P(unsafe) of a greeting: {verdict.unsafe})",
+        "delete its folder in the cache and run again",
+    )

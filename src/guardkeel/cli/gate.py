@@ -18,8 +18,12 @@ def register(app: typer.Typer) -> None:
 
 def gate(
     run: Annotated[Path | None, typer.Argument(help="Run directory of an audit.")] = None,
-    policy: Annotated[Path | None, typer.Option(help="Gate policy (TOML). Default: the one that ships.")] = None,
-    print_policy: Annotated[bool, typer.Option("--print-policy", help="Print the default policy, to start your own from.")] = False,
+    policy: Annotated[
+        Path | None, typer.Option(help="Gate policy (TOML). Default: the one that ships.")
+    ] = None,
+    print_policy: Annotated[
+        bool, typer.Option("--print-policy", help="Print the default policy, to start your own from.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The decision as JSON on stdout.")] = False,
 ) -> None:
     """Decide allow, hold or deny from a finished audit; no model is loaded.

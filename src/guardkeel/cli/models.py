@@ -45,7 +45,9 @@ def models(
         emit({"embedded": "keel-135m", "families": list(rows)})
         return
     table("guard families", ["family", "what"], [[f"[bold]{k}[/bold]", v] for k, v in rows.items()])
-    say("\nembedded  [bold]keel-135m[/bold]: 135 M parameters, Apache-2.0; the default wherever a guard is asked for")
+    say(
+        "\nembedded  [bold]keel-135m[/bold]: 135 M parameters, Apache-2.0; the default wherever a guard is asked for"
+    )
 
 
 def _describe(reference: str, offline: bool | None, quiet: bool) -> dict[str, Any]:
@@ -61,7 +63,11 @@ def _describe(reference: str, offline: bool | None, quiet: bool) -> dict[str, An
         if is_adapter(path):
             check_adapter(path)
     said = guard_settings(path, base)
-    family = encoder.family.name if encoder else said.family or ("classifier" if _classifier(checkpoint.config) else "unknown: use --family")
+    family = (
+        encoder.family.name
+        if encoder
+        else said.family or ("classifier" if _classifier(checkpoint.config) else "unknown: use --family")
+    )
     return {
         "path": str(path),
         "family": family,

@@ -16,8 +16,12 @@ def register(app: typer.Typer) -> None:
 
 
 def suites(
-    name: Annotated[str | None, typer.Argument(help="A suite's name, file, card or reference: load it and show it.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder that data: references of cards start from.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A suite's name, file, card or reference: load it and show it.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that data: references of cards start from.")
+    ] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help="Use what is in the cache only.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
 ) -> None:
@@ -37,7 +41,12 @@ def suites(
     if name is None:
         cards = available()
         if as_json:
-            emit([{"name": c.name, "version": c.version, "licence": c.licence, "description": c.description} for c in cards])
+            emit(
+                [
+                    {"name": c.name, "version": c.version, "licence": c.licence, "description": c.description}
+                    for c in cards
+                ]
+            )
             return
         rows = [[f"[bold]{c.name}[/bold]", c.description, c.licence] for c in cards]
         table("suites", ["name", "what", "licence"], rows)
@@ -54,7 +63,7 @@ def suites(
                 "digest": suite.digest,
                 "licence": suite.card.licence,
                 "origin": suite.card.origin,
-                "traps": list(suite.card.traps) if not isinstance(suite.card.traps, str) else suite.card.traps,
+                "traps": suite.card.traps,
                 "examples": len(suite.examples),
                 "unsafe": suite.count("unsafe"),
                 "safe": suite.count("safe"),
@@ -64,11 +73,14 @@ def suites(
             }
         )
         return
-    traps = suite.card.traps if isinstance(suite.card.traps, str) else "\n         ".join(suite.card.traps)
+    traps = "\n         ".join(suite.card.traps)
     say(
         f"[bold]{suite.name}[/bold] {suite.version}  {suite.card.description}\n"
-        f"items    {len(suite.examples)} examples · {suite.count('unsafe')} unsafe, {suite.count('safe')} safe labels · "
-        f"sides: {', '.join(sides)}" + (f" · {suite.left_out} rows without a label left out" if suite.left_out else "") + "\n"
+        f"items    {len(suite.examples)} examples · "
+        f"{suite.count('unsafe')} unsafe, {suite.count('safe')} safe labels · "
+        f"sides: {', '.join(sides)}"
+        + (f" · {suite.left_out} rows without a label left out" if suite.left_out else "")
+        + "\n"
         f"splits   {', '.join(f'{s} {n}' for s, n in splits.items())}\n"
         f"licence  {suite.card.licence or 'not stated'}\n"
         f"origin   {suite.card.origin or 'not stated'}\n"

@@ -17,7 +17,10 @@ Progress = Callable[[str, int, int | None], None]
 
 @contextlib.contextmanager
 def progress(quiet: bool = False) -> Iterator[Progress]:
-    """A callback (what, done, total) that draws one bar for each `what`. Silent when quiet; plain lines without a terminal."""
+    """A callback (what, done, total) that draws one bar for each `what`.
+
+    Silent when quiet; plain lines without a terminal.
+    """
     if quiet:
         yield lambda what, done, total: None
         return
@@ -25,7 +28,15 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
         yield _plain()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     bar = Progress(
         SpinnerColumn(finished_text="✓"),
@@ -84,7 +95,9 @@ def table(title: str, columns: list[str], rows: list[list[str]], *, as_json: boo
     from rich.console import Console
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    made = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
     for i, column in enumerate(columns):
         made.add_column(column, overflow="fold", justify="left" if i == 0 else "right")
     for row in rows:

@@ -30,7 +30,15 @@ from guardkeel.evaluation.selection import geometry_sample, meta, row, select, s
 from guardkeel.evaluation.settings import AuditSettings
 from guardkeel.evaluation.suites import Suite, SuiteItem
 from guardkeel.guards.load import AnyGuard
-from guardkeel.records import RunRecord, atomic_writer, environment, value_digest, write_json, write_record, write_text
+from guardkeel.records import (
+    RunRecord,
+    atomic_writer,
+    environment,
+    value_digest,
+    write_json,
+    write_record,
+    write_text,
+)
 from guardkeel.results import AuditResults, GuardInfo, GuardResult, LayerGeometry
 
 Watch = Callable[[str, int, int], None]
@@ -65,7 +73,9 @@ def audit(
     policy = policy or default_policy()
     started_at, started = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     items = select(suites, limit=settings.limit, calibrate="candidate" in sources)
-    inputs = {f"suite {s.name}": s.digest for s in suites} | {f"guard {role}": s.digest for role, s in sources.items()}
+    inputs = {f"suite {s.name}": s.digest for s in suites} | {
+        f"guard {role}": s.digest for role, s in sources.items()
+    }
     config = settings.model_dump() | {"policy": policy.model_dump(mode="json")}
     config |= {role: s.reference for role, s in sources.items()} | {"suites": [s.name for s in suites]}
     _claim(folder, value_digest([inputs, config, [i.judgement.id for i in items]]))
@@ -87,7 +97,13 @@ def audit(
             layers = _layers(guard.model, settings, missing)
         infos[role] = _info(guard, sources[role])
         scored[role] = score(
-            guard, judgements, folder, role, layers=layers, sample=sample, watch=lambda d, t: watch(f"score {role}", d, t)
+            guard,
+            judgements,
+            folder,
+            role,
+            layers=layers,
+            sample=sample,
+            watch=lambda d, t: watch(f"score {role}", d, t),
         )
 
     for role, guard in guards:
@@ -114,7 +130,8 @@ def audit(
         seeds={"seed": settings.seed},
         versions=versions,
         hardware=hardware,
-        timings={"total": time.perf_counter() - started} | {f"score {role}": s.seconds for role, s in scored.items()},
+        timings={"total": time.perf_counter() - started}
+        | {f"score {role}": s.seconds for role, s in scored.items()},
         counts={"items": len(items), "geometry items": len(sample)},
         results=results.model_dump(mode="json"),
         not_measured=missing + _not_measured(results),
@@ -269,7 +286,11 @@ def _geometry(
 
 
 def _save_states(
-    path: Path, scored: dict[str, Scored], layers: Sequence[int], sample: Sequence[int], items: Sequence[SuiteItem]
+    path: Path,
+    scored: dict[str, Scored],
+    layers: Sequence[int],
+    sample: Sequence[int],
+    items: Sequence[SuiteItem],
 ) -> None:
     """Activations at the verdict position, (items, width) per guard and layer, and their labels."""
     from safetensors.numpy import save
@@ -295,7 +316,11 @@ def _not_measured(results: AuditResults) -> list[str]:
         if estimate.value is None:
             notes.append(f"{name}: {estimate.note}")
     sides = {s.value for s in results.reference.slices if s.by == "side"}
-    notes += [f"{side} side: no suite has labels for it" for side in ("prompt", "response", "trajectory") if side not in sides]
+    notes += [
+        f"{side} side: no suite has labels for it"
+        for side in ("prompt", "response", "trajectory")
+        if side not in sides
+    ]
     languages = {s.value for s in results.reference.slices if s.by == "language"}
     if not languages - {"en"}:
         notes.append("languages other than English: no labelled items")

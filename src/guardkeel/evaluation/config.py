@@ -13,28 +13,45 @@ from pydantic import Field, ValidationError
 from guardkeel.errors import ConfigError
 from guardkeel.evaluation.settings import AuditSettings
 
-DEFAULT_SUITES = ["advbench", "do-not-answer", "pyrit-objective", "bastion-injection", "keel-domain", "keel-contrast"]
+DEFAULT_SUITES = [
+    "advbench",
+    "do-not-answer",
+    "pyrit-objective",
+    "bastion-injection",
+    "keel-domain",
+    "keel-contrast",
+]
 
 
 class AuditConfig(AuditSettings):
     """What an audit reads, and all of AuditSettings."""
 
     reference: str = Field(default="keel-135m", description="the guard before: a name, folder or reference")
-    against: str | None = Field(default=None, description="the guard after: a checkpoint, or a LoRA adapter on the reference")
-    suites: list[str] = Field(default=DEFAULT_SUITES, min_length=1, description="names, files, cards or references")
+    against: str | None = Field(
+        default=None, description="the guard after: a checkpoint, or a LoRA adapter on the reference"
+    )
+    suites: list[str] = Field(
+        default=DEFAULT_SUITES, min_length=1, description="names, files, cards or references"
+    )
     data: str | None = Field(default=None, description="folder that data: references of cards start from")
     policy: str | None = Field(default=None, description="gate policy (TOML); default: the one that ships")
     family: str | None = Field(default=None, description="guard family, where it cannot be told")
-    threshold: float | None = Field(default=None, ge=0, le=1, description="P(unsafe) from which a verdict is unsafe")
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="P(unsafe) from which a verdict is unsafe"
+    )
     dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-    max_tokens: int | None = Field(default=None, ge=64, description="longest input; longer messages are shortened")
+    max_tokens: int | None = Field(
+        default=None, ge=64, description="longest input; longer messages are shortened"
+    )
     token_budget: int | None = Field(default=None, ge=64, description="padded tokens in a batch")
     offline: bool | None = Field(default=None, description="never use the network")
 
     def guard_options(self) -> dict[str, Any]:
         """The options of load_guard."""
-        return self.model_dump(include={"family", "threshold", "dtype", "device", "max_tokens", "token_budget", "offline"})
+        return self.model_dump(
+            include={"family", "threshold", "dtype", "device", "max_tokens", "token_budget", "offline"}
+        )
 
     def settings(self) -> AuditSettings:
         """The part that the audit itself reads."""
@@ -67,8 +84,12 @@ def read_config(path: Path | None, given: Mapping[str, Any], changes: Sequence[s
         key = ".".join(map(str, first["loc"]))
         where = f"{path}: " if path else ""
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{where}unknown key {key!r}", remedy=f"keys are {', '.join(AuditConfig.model_fields)}") from e
-        raise ConfigError(f"{where}{key} = {first['input']!r}: {first['msg']}", remedy="see guardkeel audit --help") from e
+            raise ConfigError(
+                f"{where}unknown key {key!r}", remedy=f"keys are {', '.join(AuditConfig.model_fields)}"
+            ) from e
+        raise ConfigError(
+            f"{where}{key} = {first['input']!r}: {first['msg']}", remedy="see guardkeel audit --help"
+        ) from e
 
 
 def _value(text: str) -> Any:

@@ -22,8 +22,8 @@ SHARE = 0.5
 _SAMPLE = 200
 
 
-class Estimate(BaseModel):
-    """A plan in numbers. Memory in bytes, time in seconds."""
+class Plan(BaseModel):
+    """An audit in numbers. Memory in bytes, time in seconds."""
 
     guards: int
     items: int
@@ -45,8 +45,8 @@ def estimate(
     dtype: str = "auto",
     device: str = "auto",
     token_budget: int = 2048,
-) -> Estimate:
-    """Estimate for scoring `items` with `guards` guards of which `loaded` are in memory at once.
+) -> Plan:
+    """The plan of scoring `items` with `guards` guards of which `loaded` are in memory at once.
 
     `encoder` is None for sequence classifiers; characters / 4 then stand for tokens.
     """
@@ -71,7 +71,7 @@ def estimate(
     rows = max(1, round(token_budget / max(1.0, each)))
     states = DTYPES[dtype] * (2 * layers * width * rows * (prefix + each) + 12 * width * token_budget)
     flops = 2.0 * blocks * tokens * guards
-    return Estimate(
+    return Plan(
         guards=guards,
         items=len(items),
         tokens=tokens,

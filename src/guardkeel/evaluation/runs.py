@@ -15,10 +15,14 @@ def read_audit(folder: str | Path) -> AuditResults:
     """The results of a finished audit; raises DataError for an unfinished one, or another verb's run."""
     record = read_record(folder)
     if record.verb != "audit":
-        raise DataError(f"{folder}: a run of {record.verb!r}, not an audit", remedy="give an audit's run directory")
+        raise DataError(
+            f"{folder}: a run of {record.verb!r}, not an audit", remedy="give an audit's run directory"
+        )
     try:
         return AuditResults.model_validate(record.results)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{folder}/run.json: results.{where}: {first['msg']}", remedy="run the audit again") from e
+        raise DataError(
+            f"{folder}/run.json: results.{where}: {first['msg']}", remedy="run the audit again"
+        ) from e

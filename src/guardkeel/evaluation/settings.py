@@ -12,7 +12,9 @@ class AuditSettings(BaseModel):
 
     limit: int | None = Field(default=None, ge=1, description="most items of each suite and split")
     geometry: bool = Field(default=True, description="measure activations at the verdict position too")
-    layers: list[int] | None = Field(default=None, description="blocks to watch, counted from 1; default: eight of them")
+    layers: list[int] | None = Field(
+        default=None, description="blocks to watch, counted from 1; default: eight of them"
+    )
     geometry_items: int = Field(default=400, ge=20, description="most items the geometry is measured on")
     rank: int = Field(default=32, ge=1, description="rank of the safety subspace")
     draws: int = Field(default=100, ge=19, description="draws of each permutation or random-subspace null")

@@ -148,8 +148,9 @@ class ClassifierGuard:
         """Ids of an item with the number of tokens dropped, or why it has none."""
 
         def ids(texts: list[str]) -> _Ids:
-            encoded = self.tokenizer(*texts, return_token_type_ids=True, verbose=False)
-            return list(zip(encoded["input_ids"], encoded["token_type_ids"], strict=True))
+            encoded = self.tokenizer(*texts, verbose=False)
+            tokens = encoded["input_ids"]  # segments only where the tokenizer says that its model wants them
+            return list(zip(tokens, encoded.get("token_type_ids") or [0] * len(tokens), strict=True))
 
         texts = [self._disarm(text) for text in _parts(item.conversation, item.side)]
         try:

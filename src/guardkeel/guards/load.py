@@ -168,9 +168,9 @@ def _wrapped(model: Any) -> bool:
 def _take_off(model: Any, active: list[str]) -> None:
     """Remove what `attach_adapter` put into a model, also where it failed half-way."""
     if _wrapped(model):  # the guard came with an adapter of its own: the candidate was one more
+        model.base_model.set_adapter(active)
         if _CANDIDATE in model.peft_config:
             model.delete_adapter(_CANDIDATE)
-        model.base_model.set_adapter(active)
         model.requires_grad_(False)
         return
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -118,8 +118,12 @@ def train(
     Raises RunError at the first non-finite loss or gradient, before the step that would spread it.
     """
     if not examples:
-        raise DataError("nothing to train on: no labelled example", remedy="give data with at least one label")
-    encoder = Encoder(family, tokenizer, max_tokens=settings.max_tokens).share([t.judgement for t in examples[:64]])
+        raise DataError(
+            "nothing to train on: no labelled example", remedy="give data with at least one label"
+        )
+    encoder = Encoder(family, tokenizer, max_tokens=settings.max_tokens).share(
+        [t.judgement for t in examples[:64]]
+    )
     end = tokenizer.eos_token_id
     answers = [[*tokenizer(t.answer, add_special_tokens=False)["input_ids"], end] for t in examples]
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -174,7 +178,8 @@ def batches(lengths: Sequence[int], settings: LoraSettings) -> list[list[int]]:
 
 def _parts(picks: list[int], lengths: Sequence[int], characters: int = 10000) -> list[list[int]]:
     """A batch cut so that no forward holds much more than `characters`, which bounds memory."""
-    rows = max(1, characters // max(1, max(lengths[i] for i in picks)))
+    longest = max([1, *(lengths[i] for i in picks)])
+    rows = max(1, characters // longest)
     return [picks[i : i + rows] for i in range(0, len(picks), rows)]
 
 
@@ -189,7 +194,10 @@ def _schedule(step: int, settings: LoraSettings) -> float:
 
 
 def save_adapter(model: Any, folder: Path, base: str, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Save the LoRA weights of a PeftModel, made on `base` (a name or reference); the folder appears whole or not at all."""
+    """Save the LoRA weights of a PeftModel, made on `base` (a name or reference).
+
+    The folder appears whole or not at all.
+    """
     from safetensors.torch import load_file, save_file
 
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,11 @@ class Target:
 def targets(examples: Iterable[Example]) -> list[Target]:
     """One target for each labelled side."""
     return [
-        Target(Judgement(f"{e.id}#{side}", e.conversation, side), label, e.categories if label == "unsafe" else ())
+        Target(
+            Judgement(f"{e.id}#{side}", e.conversation, side),
+            label,
+            e.categories if label == "unsafe" else (),
+        )
         for e in examples
         for side, label in e.labels.items()
     ]

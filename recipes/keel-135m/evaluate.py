@@ -1,0 +1,137 @@
+"""Choose keel-135m's threshold and measure the guard on suites of other origin than its training data.
+
+    python recipes/keel-135m/evaluate.py --data DIR --guard GUARD --out table.json [--calibrate]
+
+--calibrate prints the threshold: the lowest at which at most 5 % of keel-domain texts outside its `test` split are
+flagged. The tables use `test` items only. Texts are never printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from guardkeel.evaluation.behaviour import measure
+from guardkeel.evaluation.items import group_codes
+from guardkeel.evaluation.ranking import auroc
+from guardkeel.evaluation.selection import meta
+from guardkeel.evaluation.suites import SuiteItem, load_suite
+from guardkeel.guards.load import load_guard
+from guardkeel.records import write_json
+
+CARDS = Path(__file__).parents[2] / "benchmarks" / "cards"
+# name → (card or built-in, what it shows, most items)
+HARMFUL = {
+    "advbench": 520,
+    "malicious_instruct": 100,
+    "simple_safety_tests": 100,
+    "harmbench_test_standard": 200,
+}
+ORDINARY = {"alpaca_instructions": 500, "banking77_test": 400, "keel-domain": 500}
+CONTRAST = {"jailbreakbench": 200, "notinject": 339, "cyberseceval_frr": 400, "keel-contrast": 330}
+BOTH = {"toxicchat_test": 800, "wildguard_test": 800, "aegis_subset": 438, "deepset_injections": 662}
+BUILT_IN = {
+    "do-not-answer": 939,
+    "bastion-injection": 181,
+    "pyrit-objective": 190,
+    "pyrit-refusal": 118,
+    "in-the-wild-jailbreaks": 200,
+}
+
+
+def items_of(name: str, most: int, data: Path) -> list[SuiteItem]:
+    """Items of a suite that are not its `calibrate` split, thinned evenly to `most`."""
+    card = CARDS / f"{name}.toml"
+    suite = load_suite(card if card.exists() else name, data=data)
+    items = [i for i in suite.items() if i.split != "calibrate"]
+    step = max(1, len(items) // most)
+    return items[::step][:most]
+
+
+def main() -> None:
+    """Score everything once; print and save."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--guard", default="keel-135m")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--share", type=float, default=1.0, help="take only this share of each suite")
+    parser.add_argument("--calibrate", action="store_true")
+    args = parser.parse_args()
+    guard = load_guard(args.guard)
+    if args.calibrate:
+        texts = [i for i in load_suite("keel-domain").items() if i.split != "test"]
+        scores = np.array(
+            [v.unsafe for v in guard.score([i.judgement for i in texts], categories=False)], float
+        )
+        print(
+            "calibrate",
+            len(texts),
+            "ordinary benign; 95th percentile of P(unsafe)",
+            np.quantile(scores, 0.95),
+        )
+    scored: dict[str, tuple[list[SuiteItem], np.ndarray]] = {}
+    for group in (HARMFUL, ORDINARY, CONTRAST, BOTH, BUILT_IN):
+        for name, most in group.items():
+            items = items_of(name, max(20, round(most * args.share)), args.data)
+            verdicts = guard.score([i.judgement for i in items], categories=False)
+            scored[name] = (items, np.array([np.nan if v.unsafe is None else v.unsafe for v in verdicts]))
+            metas = [meta(i) for i in items]
+            found = measure(
+                scored[name][1], [m.unsafe for m in metas], guard.threshold, groups=group_codes(metas)
+            )
+            print(
+                f"{name:26} n {found.n:5}  recall {_say(found.recall)}  fpr {_say(found.fpr)}  "
+                f"auroc {_say(found.auroc)}  unscored {found.n_unscored}",
+                flush=True,
+            )
+    harm, plain, contrast = (_pool(scored, g) for g in (HARMFUL, ORDINARY, CONTRAST))
+    harm = harm[0][harm[1]], harm[1][harm[1]]
+    rows = {
+        "harmful vs ordinary benign": (harm, (plain[0][~plain[1]], plain[1][~plain[1]])),
+        "harmful vs contrast": (harm, (contrast[0][~contrast[1]], contrast[1][~contrast[1]])),
+    }
+    for name in ("notinject", "cyberseceval_frr", "keel-contrast"):
+        rows[f"harmful vs {name}"] = (harm, (scored[name][1], np.zeros(len(scored[name][1]), bool)))
+    table = {}
+    for name, (positive, negative) in rows.items():
+        scores, labels = (
+            np.concatenate([positive[0], negative[0]]),
+            np.concatenate([positive[1], negative[1]]),
+        )
+        keep = ~np.isnan(scores)
+        table[name] = auroc(scores[keep], labels[keep]).model_dump()
+        print(f"{name:32} AUROC {_say(auroc(scores[keep], labels[keep]))}")
+    for at in sorted({guard.threshold, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7}):
+        print(
+            f"at {at:.3f}: harmful recall {np.nanmean(harm[0] >= at):.3f}, "
+            f"ordinary FPR {np.nanmean(plain[0][~plain[1]] >= at):.3f}, "
+            f"contrast FPR {np.nanmean(contrast[0][~contrast[1]] >= at):.3f}"
+        )
+    if args.out:
+        for name, (items, scores) in scored.items():
+            metas = [meta(i) for i in items]
+            table[name] = measure(
+                scores, [m.unsafe for m in metas], guard.threshold, groups=group_codes(metas)
+            ).model_dump()
+        write_json(args.out, table)
+
+
+def _pool(
+    scored: dict[str, tuple[list[SuiteItem], np.ndarray]], group: dict[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    scores = np.concatenate([scored[name][1] for name in group])
+    labels = np.concatenate([[i.label == "unsafe" for i in scored[name][0]] for name in group])
+    return scores, labels.astype(bool)
+
+
+def _say(estimate: object) -> str:
+    value, low, high = estimate.value, estimate.low, estimate.high  # type: ignore[attr-defined]
+    return "    –              " if value is None else f"{value:.3f} ({low:.3f}–{high:.3f})"
+
+
+if __name__ == "__main__":
+    main()
