@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from guardkeel.evaluation.audit import Source, audit
+from guardkeel.evaluation.audit import Source, audit_guards
 from guardkeel.evaluation.config import DEFAULT_SUITES
 from guardkeel.evaluation.settings import AuditSettings
 from guardkeel.evaluation.suites import load_suite
@@ -39,7 +39,9 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 settings = AuditSettings(limit=args.limit, geometry=geometry)
                 started = time.perf_counter()
-                audit([("reference", guard)], suites, Path(folder) / "run", sources=source, settings=settings)
+                audit_guards(
+                    [("reference", guard)], suites, Path(folder) / "run", sources=source, settings=settings
+                )
                 seconds[geometry] = time.perf_counter() - started
         if turn:
             ratios.append(seconds[True] / seconds[False])

@@ -29,10 +29,47 @@ from guardkeel.guards.keel import Keel
 from guardkeel.guards.load import load_guard
 from guardkeel.guards.prefix import forward, left_padded
 
-WORDS = (
-    "please tell me about the weather in spring and how people plan a garden with beans roses and apple trees near "
-    "the river while children read books at school and trains leave the station on time for the mountains"
-).split(" ")
+WORDS = [
+    "please",
+    "tell",
+    "me",
+    "about",
+    "the",
+    "weather",
+    "in",
+    "spring",
+    "and",
+    "how",
+    "people",
+    "plan",
+    "a",
+    "garden",
+    "with",
+    "beans",
+    "roses",
+    "and",
+    "apple",
+    "trees",
+    "near",
+    "the",
+    "river",
+    "while",
+    "children",
+    "read",
+    "books",
+    "at",
+    "school",
+    "and",
+    "trains",
+    "leave",
+    "the",
+    "station",
+    "on",
+    "time",
+    "for",
+    "the",
+    "mountains",
+]
 
 
 class LongPolicy(Keel):

@@ -15,11 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from guardkeel import audit, load_suite
-from guardkeel.evaluation.audit import Source
-from guardkeel.guards.load import guard_path
-from guardkeel.guards.pair import pair
-from guardkeel.models.loading import checkpoint_digest
+from guardkeel import audit
 from guardkeel.report import write_report
 from guardkeel.results import AuditResults
 
@@ -28,18 +24,7 @@ EXIT = {"allow": 0, "deny": 1, "hold": 3}
 
 def compare(reference: str, candidate: str, out: Path, suites: Sequence[str]) -> AuditResults:
     """Judge the suites with both guards; the run directory and its report are written to `out`."""
-    roles = {"reference": reference, "candidate": candidate}
-    results: AuditResults = audit(
-        pair(
-            reference, candidate
-        ),  # one after the other; an adapter is switched on over the loaded reference
-        [load_suite(suite) for suite in suites],
-        out,
-        sources={
-            role: Source(reference=r, digest=checkpoint_digest(guard_path(r))) for role, r in roles.items()
-        },
-        command=sys.argv,
-    )
+    results = audit(reference, candidate, suites=list(suites), out=out)
     write_report(out)
     return results
 

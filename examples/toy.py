@@ -58,14 +58,14 @@ def examples(templates: tuple[str, ...], label: Any, source: str) -> list[Exampl
     ]
 
 
-def make(folder: str | Path, *, steps: int = 120) -> Path:
+def make(folder: str | Path, *, steps: int = 120, layers: int = 2) -> Path:
     """Write guard/, tuned/ and mine.jsonl into a folder, unless they are there."""
     folder = Path(folder)
     if (folder / "tuned" / "adapter_config.json").is_file():
         return folder
     mixed = examples(SAFE, "safe", "toy-safe") + examples(UNSAFE, "unsafe", "toy-unsafe")
     write_jsonl(folder / "mine.jsonl", mixed)
-    guard, family = make_tiny("llama", folder / "guard"), family_named("keel")
+    guard, family = make_tiny("llama", folder / "guard", layers=layers), family_named("keel")
     (guard / "guardkeel.json").write_text(json.dumps({"family": "keel", "name": "toy-guard"}))
     model, tokenizer = load_model(guard, "float32"), load_tokenizer(guard)
     settings = LoraSettings(steps=steps, batch=8, learning_rate=3e-3, max_tokens=1024)

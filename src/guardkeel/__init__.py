@@ -19,7 +19,7 @@ _PUBLIC = {
     "Verdict": "guards",
     "load_guard": "guards",
     "load_suite": "evaluation.suites",
-    "audit": "evaluation.audit",
+    "audit": "evaluation.run",
 }
 
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - strings all

@@ -65,7 +65,9 @@ class PairedTest(_Result):
     worse: int
     better: int
     design_effect: float = Field(
-        default=1.0, ge=1, description="variance over that of independent items; counts are divided by it in tests"
+        default=1.0,
+        ge=1,
+        description="variance over that of independent items; counts are divided by it in tests",
     )
     p: float | None
     p_holm: float | None

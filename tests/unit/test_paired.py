@@ -21,9 +21,7 @@ from guardkeel.evaluation import paired
         (6, 16, 161, 0.95, (-0.1240, -0.0054), 4),  # Fagerland et al. 2017, consolidation therapy
     ],
 )
-def test_tango_interval_gives_the_published_values(
-    worse, better, n, confidence, ends, digits
-):
+def test_tango_interval_gives_the_published_values(worse, better, n, confidence, ends, digits):
     found = paired.tango_interval(worse, better, n, confidence)
     assert tuple(round(x, digits) for x in found) == ends
 

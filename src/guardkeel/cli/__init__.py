@@ -14,8 +14,9 @@ app = typer.Typer(
     help=(
         "Keep guard models upright while they are fine-tuned.\n\n"
         "Fine-tune a guard on perfectly harmless data and it can stop seeing harm. "
-        "[bold]guardkeel audit[/bold] judges the same labelled conversations with the guard before and "
-        "after, says with paired statistics what changed, and where; [bold]guardkeel gate[/bold] turns that into allow, hold or deny."
+        "[bold]guardkeel audit[/bold] judges the same labelled conversations with the guard before and after "
+        "and says, with paired statistics, what changed and where; "
+        "[bold]guardkeel gate[/bold] turns that into allow, hold or deny."
     ),
     epilog=(
         "Exit codes: 0 fine or gate passed · 1 gate failed · 2 usage or input error · "

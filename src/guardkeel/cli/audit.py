@@ -140,39 +140,11 @@ def audit(
 
 
 def run(config: AuditConfig, out: Path, *, quiet: bool = False) -> AuditResults:
-    """Run, or resume, the audit of a configuration."""
-    from guardkeel.evaluation.audit import Source
-    from guardkeel.evaluation.audit import audit as run_audit
-    from guardkeel.evaluation.policy import load_policy
-    from guardkeel.evaluation.suites import load_suite
-    from guardkeel.guards.load import guard_path
-    from guardkeel.guards.pair import pair
-    from guardkeel.models.loading import checkpoint_digest
+    """Run, or resume, the audit of a configuration, with progress."""
+    from guardkeel.evaluation.run import run as run_audit
 
-    policy = load_policy(config.policy)
     with progress(quiet) as watch:
-        suites = [
-            load_suite(name, data=config.data, offline=config.offline, progress=watch)
-            for name in config.suites
-        ]
-        named = {"reference": config.reference} | ({"candidate": config.against} if config.against else {})
-        sources = {
-            role: Source(
-                reference=text,
-                digest=checkpoint_digest(guard_path(text, progress=watch, offline=config.offline)),
-            )
-            for role, text in named.items()
-        }
-        return run_audit(
-            pair(config.reference, config.against, progress=watch, **config.guard_options()),
-            suites,
-            out,
-            sources=sources,
-            settings=config.settings(),
-            policy=policy,
-            command=["guardkeel", *sys.argv[1:]],
-            watch=watch,
-        )
+        return run_audit(config, out, command=["guardkeel", *sys.argv[1:]], watch=watch)
 
 
 def plan(config: AuditConfig, as_json: bool) -> None:

@@ -32,8 +32,8 @@ def demo(
     """See a guard lose its sight: audit it, fine-tune it on harmless bank messages, audit it again.
 
     Everything is real: keel-135m (guardkeel's own small guard), labelled suites taken through pip, a plain LoRA
-    fine-tune on bank customer messages that are all labelled safe, and the gate's verdict on the result. Takes a few minutes on two
-    cores; a second run takes up what is there.
+    fine-tune on bank customer messages that are all labelled safe, and the gate's verdict on the result. Takes a few
+    minutes on two cores; a second run takes up what is there.
     """
     from guardkeel.evaluation.config import AuditConfig
     from guardkeel.report import write_report

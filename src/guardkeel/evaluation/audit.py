@@ -41,7 +41,7 @@ from guardkeel.records import (
 )
 from guardkeel.results import AuditResults, GuardInfo, GuardResult, LayerGeometry
 
-Watch = Callable[[str, int, int], None]
+Watch = Callable[[str, int, int | None], None]
 
 
 class Source(BaseModel):
@@ -52,7 +52,7 @@ class Source(BaseModel):
     parameters: int = 0
 
 
-def audit(
+def audit_guards(
     guards: Iterable[tuple[str, AnyGuard]],
     suites: Sequence[Suite],
     folder: Path,

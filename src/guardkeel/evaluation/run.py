@@ -1,0 +1,60 @@
+"""An audit from its configuration: names and references in, a finished run directory out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from guardkeel.evaluation.audit import Source, Watch, audit_guards
+from guardkeel.evaluation.config import AuditConfig, read_config
+from guardkeel.evaluation.policy import load_policy
+from guardkeel.evaluation.suites import load_suite
+from guardkeel.guards.load import guard_path
+from guardkeel.guards.pair import pair
+from guardkeel.models.loading import checkpoint_digest
+from guardkeel.results import AuditResults
+
+
+def audit(
+    reference: str = "keel-135m", against: str | None = None, *, out: str | Path, **config: Any
+) -> AuditResults:
+    """Judge labelled conversations with a guard before and after a change, and say what changed.
+
+    Args:
+        reference: the guard before: `keel-135m`, a folder, or a hub:, pypi: or path: reference.
+        against: the guard after: a checkpoint, or a LoRA adapter on the reference.
+        out: the run directory. An unfinished run of the same configuration in it is resumed.
+        config: any field of AuditConfig: suites, limit, policy, family, threshold, dtype, device, …
+
+    Returns:
+        The results, which are also in out/run.json. `results.decision.decision` is the gate's answer.
+
+    Raises:
+        GuardkeelError: naming what is wrong, where, and the remedy.
+    """
+    return run(read_config(None, config | {"reference": reference, "against": against}), Path(out))
+
+
+def run(
+    config: AuditConfig,
+    folder: Path,
+    *,
+    command: Sequence[str] = (),
+    watch: Watch = lambda what, done, total: None,
+) -> AuditResults:
+    """Run, or resume, the audit of a configuration in a folder."""
+    policy = load_policy(config.policy)
+    suites = [load_suite(s, data=config.data, offline=config.offline, progress=watch) for s in config.suites]
+    named = {"reference": config.reference} | ({"candidate": config.against} if config.against else {})
+    paths = {role: guard_path(text, progress=watch, offline=config.offline) for role, text in named.items()}
+    return audit_guards(
+        pair(config.reference, config.against, progress=watch, **config.guard_options()),
+        suites,
+        folder,
+        sources={r: Source(reference=named[r], digest=checkpoint_digest(path)) for r, path in paths.items()},
+        settings=config.settings(),
+        policy=policy,
+        command=command,
+        watch=watch,
+    )
