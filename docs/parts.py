@@ -167,6 +167,8 @@ def _options(function: Callable[..., Any]) -> list[Option]:
     hints = get_type_hints(function, include_extras=True)
     options = []
     for key, parameter in inspect.signature(function).parameters.items():
+        if get_origin(hints[key]) is not Annotated:
+            continue  # typer's own context
         kind, info = get_args(hints[key])[:2]
         # Inside Annotated the first declaration lands in `default`; typer itself puts it back.
         declared = (info.default, *(info.param_decls or ()))

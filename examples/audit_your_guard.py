@@ -24,7 +24,7 @@ EXIT = {"allow": 0, "deny": 1, "hold": 3}
 
 def compare(reference: str, candidate: str, out: Path, suites: Sequence[str]) -> AuditResults:
     """Judge the suites with both guards; the run directory and its report are written to `out`."""
-    results = audit(reference, candidate, suites=list(suites), out=out)
+    results: AuditResults = audit(reference, candidate, suites=list(suites), out=out)
     write_report(out)
     return results
 

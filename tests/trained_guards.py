@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from guardkeel.conversation import Conversation, Example, write_jsonl
@@ -60,24 +61,24 @@ def suite_file(path: Path, count: int = 200, seed: int = 7, **options) -> Path:
     return path
 
 
-def train_guard(folder: Path, *, steps: int = 150) -> Path:
+def train_guard(folder: Path, *, steps: int = 100) -> Path:
     """A guard of family keel that knows ships when it sees them."""
     guard = make_tiny("llama", folder)
     (guard / "guardkeel.json").write_text(json.dumps({"family": "keel", "name": "harbour"}))
     model, tokenizer = load_model(guard, "float32", "cpu"), load_tokenizer(guard)
     model.requires_grad_(True)
-    lessons = targets(examples(400, 1))
-    settings = LoraSettings(steps=steps, batch=16, learning_rate=4e-3, decay=True, max_tokens=1024)
-    train(model, tokenizer, family_named("keel"), lessons, settings)
+    settings = LoraSettings(steps=steps, batch=16, learning_rate=5e-3, decay=True, max_tokens=1024)
+    train(model, tokenizer, family_named("keel"), targets(examples(400, 1)), settings)
     model.save_pretrained(guard)
     return guard
 
 
-def train_adapter(folder: Path, base: Path, *, steps: int, seed: int = 0, rate: float = 1e-2) -> Path:
-    """A LoRA on it that was shown safe messages only, and forgets as many steps as it is given."""
+def train_adapter(folder: Path, base: Path, *, steps: int = 15, rate: float = 1e-2) -> Path:
+    """A LoRA on it that was told that ships are harmless."""
     model, tokenizer = load_model(base, "float32", "cpu"), load_tokenizer(base)
-    settings = LoraSettings(steps=steps, batch=8, learning_rate=rate, max_tokens=1024, seed=seed)
+    settings = LoraSettings(steps=steps, batch=8, learning_rate=rate, max_tokens=1024)
+    told = [replace(e, labels=dict.fromkeys(e.labels, "safe"), categories=()) for e in examples(40, 2)]
     tuned = add_lora(model, settings)
-    train(tuned, tokenizer, family_named("keel"), targets(examples(40, 2, labels=("safe",))), settings)
+    train(tuned, tokenizer, family_named("keel"), targets(told), settings)
     save_adapter(tuned, folder, str(base))
     return folder

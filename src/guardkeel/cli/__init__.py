@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -56,26 +58,46 @@ _register()
 
 def main() -> None:
     """Entry point: run a verb; turn every expected error into one message and its exit code."""
-    from guardkeel.errors import GuardkeelError
-
     try:
         app()
-    except GuardkeelError as e:
-        _complain(str(e))
-        sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        _complain("interrupted; repeat the same command to go on from here", label="")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; nothing is left to say
-        sys.exit(141)
-    except OSError as e:
-        if e.errno != 28:  # ENOSPC
-            raise
-        _complain(
-            f"{e.filename or 'disk'}: no space left\n  remedy: free disk space and repeat the command; it resumes"
-        )
-        sys.exit(2)
+    except BaseException as e:
+        sys.exit(_exit_code(e))
+
+
+def _exit_code(error: BaseException) -> int | str | None:
+    """Say what ended the program, where it has not been said, and give its exit code."""
+    from guardkeel.errors import GuardkeelError
+
+    # typer turns an interrupt and a closed pipe into an exit of its own, without a word on resuming; the pipe's
+    # would even be that of a failed gate.
+    for cause in _causes(error):
+        if isinstance(cause, KeyboardInterrupt):
+            _complain("interrupted; repeat the same command to go on from here", label="")
+            return 130
+        if isinstance(cause, OSError) and cause.errno == errno.EPIPE:
+            return 141  # the reader of our output has gone; nothing is left to say
+    if isinstance(error, SystemExit):
+        return error.code
+    if isinstance(error, GuardkeelError):
+        _complain(str(error))
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or "the disk of the run directory"
+        _complain(f"{where}: no space left\n  remedy: free disk space and repeat the command; it resumes")
+        return 2
+    import traceback
+
+    traceback.print_exception(error)
+    _complain("this is a bug in guardkeel\n  remedy: report it with the lines above", label="")
+    return 2  # never 1, which says that a gate failed
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what led to it, latest first."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def _complain(message: str, label: str = "error: ") -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guardkeel.cli.terminal import emit, hush, progress, say, table
+from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 
 if TYPE_CHECKING:
     from guardkeel.evaluation.config import AuditConfig
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def audit(
+    context: typer.Context,
     reference: Annotated[
         str,
         typer.Argument(
@@ -110,7 +112,8 @@ def audit(
         "seed": seed,
         "offline": offline,
     }
-    if config is None or reference != "keel-135m":
+    given_name = context.get_parameter_source("reference")
+    if config is None or given_name is None or given_name.name != "DEFAULT":
         given["reference"] = reference
     resolved = read_config(config, given, changes or ())
     hush()
@@ -134,7 +137,7 @@ def audit(
         )
     else:
         show(results)
-        say(f"\nrun     {out}" + (f"\nreport  {page}" if page else ""))
+        say(literal(f"\nrun     {out}" + (f"\nreport  {page}" if page else "")))
     if results.decision is not None and results.candidate is not None:
         raise typer.Exit(EXIT_CODES[results.decision.decision])
 
@@ -148,13 +151,17 @@ def run(config: AuditConfig, out: Path, *, quiet: bool = False) -> AuditResults:
 
 
 def plan(config: AuditConfig, as_json: bool) -> None:
-    """Say what the audit would do and need."""
+    """Say what the audit would do and need; what would stop it at once stops here too."""
     from guardkeel.evaluation.estimate import estimate
+    from guardkeel.evaluation.policy import load_policy
     from guardkeel.evaluation.selection import select
     from guardkeel.evaluation.suites import load_suite
-    from guardkeel.guards.load import describe, guard_path
+    from guardkeel.guards.load import describe, guard_path, unknown_family
     from guardkeel.guards.pair import toggles
+    from guardkeel.models.checks import read_json
+    from guardkeel.models.loading import task_of
 
+    load_policy(config.policy)
     with progress(as_json) as watch:
         suites = [
             load_suite(name, data=config.data, offline=config.offline, progress=watch)
@@ -164,12 +171,14 @@ def plan(config: AuditConfig, as_json: bool) -> None:
         after = guard_path(config.against, progress=watch, offline=config.offline) if config.against else None
     items = select(suites, limit=config.limit, calibrate=after is not None)
     encoder, folder = describe(before, config.reference, family=config.family, max_tokens=config.max_tokens)
+    if encoder is None and task_of(read_json(folder / "config.json", ""), folder) == "causal":
+        raise unknown_family(config.reference)
     shared = after is not None and toggles(before, after, None, config.offline)
     found = estimate(
         folder,
         items,
         guards=1 if after is None else 2,
-        loaded=1 if after is None or shared else 2,
+        loaded=1,
         encoder=encoder,
         dtype=config.dtype,
         device=config.device,
@@ -181,16 +190,24 @@ def plan(config: AuditConfig, as_json: bool) -> None:
     how = (
         ""
         if after is None
-        else (" (an adapter switched on and off, loaded once)" if shared else " (two checkpoints)")
+        else (
+            " (an adapter switched on and off, loaded once)"
+            if shared
+            else " (two checkpoints, one after the other)"
+        )
     )
     say(
-        f"[bold]plan[/bold]     {found.guards} guard{'s' if found.guards > 1 else ''}{how}, {len(suites)} suites, "
-        f"{found.items} items, {found.tokens:,} tokens a guard\n"
+        f"[bold]plan[/bold]     {_count(found.guards, 'guard')}{how}, {_count(len(suites), 'suite')}, "
+        f"{_count(found.items, 'item')}, {found.tokens:,} tokens a guard\n"
         f"[bold]model[/bold]    {found.parameters / 1e6:.0f} M parameters, {found.dtype} on {found.device}\n"
         f"[bold]memory[/bold]   about {found.memory / 1e9:.1f} GB\n"
         f"[bold]time[/bold]     about {duration(found.seconds)} of scoring on this machine\n"
         "nothing was run"
     )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")
 
 
 def duration(seconds: float) -> str:
@@ -201,25 +218,22 @@ def duration(seconds: float) -> str:
 
 
 def _fresh(config: AuditConfig) -> Path:
-    """An unfinished run of the same configuration, else a new folder under runs/."""
-    name = f"audit-{Path(config.reference.split('@')[0]).name}"
-    home = Path("runs")
-    for path in sorted(home.glob(f"{name}-*"), reverse=True) if home.is_dir() else ():
-        if (path / "plan.json").exists() and _same(path, config):
-            return path
-    path = home / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    path.mkdir(parents=True, exist_ok=True)
-    (path / ".config.json").write_text(config.model_dump_json())
-    return path
+    """An unfinished run of the same configuration, else a new folder under runs/.
 
+    The end of its name says which configuration it is of.
+    """
+    from guardkeel.records import value_digest
 
-def _same(path: Path, config: AuditConfig) -> bool:
-    saved = path / ".config.json"
-    return saved.exists() and saved.read_text() == config.model_dump_json()
+    home, name = Path("runs"), f"audit-{Path(config.reference.split('@')[0]).name}"
+    mark = value_digest(config.model_dump(mode="json"))[:8]
+    unfinished = [p for p in home.glob(f"{escape(name)}-*-{mark}") if (p / "plan.json").exists()]
+    return max(unfinished, default=home / f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{mark}")
 
 
 def show(results: AuditResults) -> None:
     """The results in a screenful."""
+    from guardkeel.report.words import recall_split
+
     before, after = results.reference, results.candidate
     rows = []
     labels = {"recall": "unsafe recall", "fpr": "false positives", "auroc": "AUROC", "unscored": "unscored"}
@@ -230,15 +244,17 @@ def show(results: AuditResults) -> None:
             new = getattr(after.overall, key)
             row += [_estimate(new), _change(results, key)]
         rows.append([*row, str(old.n)])
-    columns = ["", before.info.name, *([after.info.name, "change (95%)"] if after else []), "n"]
+    names = [literal(g.info.name) for g in (before, after) if g is not None]
+    columns = ["", *names, *(["change (95%)"] if after else []), "n"]
     table("all suites", columns, rows)
     if after is not None and results.comparison is not None:
         pooled = [r for r in results.comparison.recalibration if r.suite == "*"]
         if pooled and pooled[0].lost_to_ranking.value is not None:
             part = pooled[0]
             say(
-                f"of the recall lost, {_points(part.lost_to_operating_point.value)} are the operating point "
-                f"(a moved threshold gives them back) and {_points(part.lost_to_ranking.value)} are ranking"
+                f"recall lost: {_points(part.lost_to_operating_point.value)} to the operating point, "
+                f"{_points(part.lost_to_ranking.value)} to ranking. "
+                + recall_split(part.lost_to_operating_point, part.lost_to_ranking)
             )
     if results.decision is not None:
         show_decision(results.decision)
@@ -246,12 +262,14 @@ def show(results: AuditResults) -> None:
 
 def show_decision(decision: Decision) -> None:
     """The gate's decision and the rules behind it."""
-    say(f"\ngate    [{DECISION_STYLE[decision.decision]}]{decision.decision.upper()}[/]  {decision.reason}")
+    say(
+        f"\ngate    [{DECISION_STYLE[decision.decision]}]{decision.decision.upper()}[/]  {literal(decision.reason)}"
+    )
     marks = {"pass": "[green]pass[/green]", "fail": "[red]fail[/red]", "hold": "[yellow]hold[/yellow]"}
     for rule in decision.rules:
         note = " [dim](advisory)[/dim]" if rule.advisory else ""
         if rule.outcome != "pass":
-            say(f"  {marks[rule.outcome]}  {rule.name}{note}: {rule.reason}")
+            say(f"  {marks[rule.outcome]}  {rule.name}{note}: {literal(rule.reason)}")
     passed = sum(r.outcome == "pass" for r in decision.rules)
     say(f"  {marks['pass']}  {passed} of {len(decision.rules)} rules")
 

@@ -42,6 +42,7 @@ def demo(
     quiet = as_json and not sys.stderr.isatty()
     common: dict[str, Any] = {"suites": SUITES, "limit": limit, "offline": offline or None}
     out.mkdir(parents=True, exist_ok=True)
+    _forget_other_guards(out, common["offline"], quiet)
 
     say("[bold]1  The guard as it ships[/bold]", as_json=as_json)
     before = _audit(AuditConfig(**common), out / "before", quiet)
@@ -72,8 +73,29 @@ def demo(
         say(f"report  [bold]{page}[/bold]")
 
 
+def _forget_other_guards(out: Path, offline: bool | None, quiet: bool) -> None:
+    """What was made with another embedded guard or guardkeel is not this demo's."""
+    import shutil
+
+    import guardkeel
+    from guardkeel.guards.embedded import NAME
+    from guardkeel.guards.load import guard_path
+    from guardkeel.models.loading import checkpoint_digest
+
+    with progress(quiet) as watch:
+        mark = f"{guardkeel.__version__} {checkpoint_digest(guard_path(NAME, progress=watch, offline=offline))}\n"
+    stamp = out / ".guard"
+    if (
+        stamp.exists() and stamp.read_text() != mark
+    ):  # without it, what lies there is not the demo's to remove
+        for old in (out / "before", *out.glob("after-*"), *out.glob("bank-lora-*")):
+            if old.is_dir():
+                shutil.rmtree(old)
+    stamp.write_text(mark)
+
+
 def _audit(config: Any, folder: Path, quiet: bool) -> Any:
-    """A finished audit of the same configuration is taken up; anything else in the folder is redone."""
+    """A finished audit of the same configuration is taken up; the demo's own of another one is redone."""
     import shutil
 
     from guardkeel.evaluation.runs import read_audit
@@ -82,9 +104,9 @@ def _audit(config: Any, folder: Path, quiet: bool) -> Any:
     text = config.model_dump_json()
     if saved.exists() and saved.read_text() == text and (folder / "run.json").exists():
         return read_audit(folder)
-    if not (saved.exists() and saved.read_text() == text):
+    if saved.exists() and saved.read_text() != text:
         shutil.rmtree(folder, ignore_errors=True)
-        saved.write_text(text)
+    saved.write_text(text)
     return run(config, folder, quiet=quiet)
 
 

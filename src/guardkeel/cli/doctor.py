@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from guardkeel.cli.terminal import emit, hush, say
+from guardkeel.cli.terminal import emit, hush, literal, say
 
 Finding = tuple[str, bool, str, str]  # what, whether it is well, what was found, remedy
 
@@ -37,8 +38,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdo
     else:
         for what, ok, saw, remedy in found:
             say(
-                f"[{'green' if ok else 'red'}]{'✓' if ok else '✗'}[/] {what:10} {saw}"
-                + ("" if ok else f"\n             {remedy}")
+                f"[{'green' if ok else 'red'}]{'✓' if ok else '✗'}[/] {what:10} {literal(saw)}"
+                + ("" if ok else f"\n             {literal(remedy)}")
             )
     if not all(ok for _, ok, _, _ in found):
         raise typer.Exit(2)
@@ -64,9 +65,7 @@ def _torch() -> Iterator[Finding]:
         "",
     )
     threads = torch.get_num_threads()
-    from os import sched_getaffinity
-
-    cores = len(sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield (
         "compute",
         threads <= cores,

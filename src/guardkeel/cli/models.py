@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from guardkeel.cli.terminal import emit, hush, progress, say, table
+from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +35,7 @@ def models(
         if as_json:
             emit(found)
         else:
-            say("\n".join(f"{key:11}{value}" for key, value in found.items()))
+            say("\n".join(f"{key:11}{literal(value)}" for key, value in found.items()))
         return
     from guardkeel.guards.registry import CLASSIFIER, families
 

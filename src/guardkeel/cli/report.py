@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from guardkeel.cli.terminal import say
+from guardkeel.cli.terminal import literal, say
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def report(
     from guardkeel.report import write_report
 
     path = write_report(run)
-    say(str(path))
+    say(literal(path))
     if open_it:
         import webbrowser
 

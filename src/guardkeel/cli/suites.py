@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from guardkeel.cli.terminal import emit, progress, say, table
+from guardkeel.cli.terminal import emit, literal, progress, say, table
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +48,7 @@ def suites(
                 ]
             )
             return
-        rows = [[f"[bold]{c.name}[/bold]", c.description, c.licence] for c in cards]
+        rows = [[f"[bold]{c.name}[/bold]", literal(c.description), literal(c.licence)] for c in cards]
         table("suites", ["name", "what", "licence"], rows)
         return
     with progress(as_json) as watch:
@@ -73,16 +73,16 @@ def suites(
             }
         )
         return
-    traps = "\n         ".join(suite.card.traps)
+    traps = literal("\n         ".join(suite.card.traps))
     say(
-        f"[bold]{suite.name}[/bold] {suite.version}  {suite.card.description}\n"
+        f"[bold]{suite.name}[/bold] {literal(suite.version)}  {literal(suite.card.description)}\n"
         f"items    {len(suite.examples)} examples · "
         f"{suite.count('unsafe')} unsafe, {suite.count('safe')} safe labels · "
         f"sides: {', '.join(sides)}"
         + (f" · {suite.left_out} rows without a label left out" if suite.left_out else "")
         + "\n"
         f"splits   {', '.join(f'{s} {n}' for s, n in splits.items())}\n"
-        f"licence  {suite.card.licence or 'not stated'}\n"
-        f"origin   {suite.card.origin or 'not stated'}\n"
+        f"licence  {literal(suite.card.licence or 'not stated')}\n"
+        f"origin   {literal(suite.card.origin or 'not stated')}\n"
         f"digest   {suite.digest}" + (f"\ntraps    {traps}" if traps else "")
     )

@@ -40,7 +40,7 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
 
     bar = Progress(
         SpinnerColumn(finished_text="✓"),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -82,12 +82,20 @@ def say(text: str, *, as_json: bool = False) -> None:
     """A line for people: stdout, or stderr when stdout carries JSON. Rich markup; plain when piped."""
     from rich.console import Console
 
-    Console(stderr=as_json, highlight=False, soft_wrap=True).print(text)
+    Console(stderr=as_json, highlight=False, soft_wrap=True, emoji=False).print(text)
+
+
+def literal(text: object) -> str:
+    """Text that may come from anywhere (paths, names), for `say` and `table`: no bracket of it is markup."""
+    from rich.markup import escape
+
+    return escape(str(text))
 
 
 def emit(value: Any) -> None:
-    """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False))
+    """One JSON document on stdout. Lone surrogates, which UTF-8 does not have, are JSON escapes."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    typer.echo(text.encode("utf-8", "backslashreplace").decode())
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, as_json: bool = False) -> None:
@@ -102,4 +110,4 @@ def table(title: str, columns: list[str], rows: list[list[str]], *, as_json: boo
         made.add_column(column, overflow="fold", justify="left" if i == 0 else "right")
     for row in rows:
         made.add_row(*row)
-    Console(stderr=as_json, highlight=False).print(made)
+    Console(stderr=as_json, highlight=False, emoji=False).print(made)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import tomli_w
 from pydantic import BaseModel
 
 import guardkeel
-from guardkeel.errors import ConfigError
+from guardkeel.errors import ConfigError, ModelError
 from guardkeel.evaluation.behaviour import measure, slices
 from guardkeel.evaluation.compare import compare
 from guardkeel.evaluation.gate import decide
@@ -45,11 +46,11 @@ Watch = Callable[[str, int, int | None], None]
 
 
 class Source(BaseModel):
-    """Where a guard came from and the digest of its files."""
+    """Where a guard came from and the digests of its files: its own and, for an adapter, its base's."""
 
     reference: str
     digest: str
-    parameters: int = 0
+    base: str = ""
 
 
 def audit_guards(
@@ -60,6 +61,7 @@ def audit_guards(
     sources: Mapping[str, Source],
     settings: AuditSettings | None = None,
     policy: Policy | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
     command: Sequence[str] = (),
     watch: Watch = lambda what, done, total: None,
 ) -> AuditResults:
@@ -67,7 +69,8 @@ def audit_guards(
 
     `guards` yields ("reference", guard) and, where two are compared, ("candidate", guard), each when it is asked for
     (see guards.pair), so that two large models need not be in memory at once. `sources` names the same
-    roles. Raises ConfigError when the folder holds another run.
+    roles. `options` are those the guards were loaded with; they go into the record and, as all of it, must be the
+    same for a run to be resumed. Raises ConfigError when the folder holds another run.
     """
     settings = settings or AuditSettings()
     policy = policy or default_policy()
@@ -76,7 +79,8 @@ def audit_guards(
     inputs = {f"suite {s.name}": s.digest for s in suites} | {
         f"guard {role}": s.digest for role, s in sources.items()
     }
-    config = settings.model_dump() | {"policy": policy.model_dump(mode="json")}
+    inputs |= {f"base of {role}": s.base for role, s in sources.items() if s.base}
+    config = settings.model_dump() | dict(options) | {"policy": policy.model_dump(mode="json")}
     config |= {role: s.reference for role, s in sources.items()} | {"suites": [s.name for s in suites]}
     _claim(folder, value_digest([inputs, config, [i.judgement.id for i in items]]))
     write_text(folder / "config.toml", tomli_w.dumps(_without_none(config)))
@@ -90,24 +94,30 @@ def audit_guards(
     infos: dict[str, GuardInfo] = {}
     missing: list[str] = []
     layers: tuple[int, ...] = ()
+    depth = 0
 
     def run(role: str, guard: Any) -> None:
-        nonlocal layers
-        if settings.geometry and not layers:
-            layers = _layers(guard.model, settings, missing)
+        nonlocal layers, depth
+        watched: tuple[int, ...] = ()
+        if settings.geometry and role == "reference":
+            depth = _depth(guard.model, missing)
+            watched = layers = _layers(depth, settings)
+        elif layers:
+            watched = layers if _same_depth(guard.model, depth, missing) else ()
         infos[role] = _info(guard, sources[role])
         scored[role] = score(
             guard,
             judgements,
             folder,
             role,
-            layers=layers,
+            layers=watched,
             sample=sample,
             watch=lambda d, t: watch(f"score {role}", d, t),
         )
 
     for role, guard in guards:
         run(role, guard)
+        del guard  # or it would stay in memory while the next one is loaded
 
     results = _results(items, suites, scored, infos, settings, policy, layers, sample, watch)
     if not settings.geometry:
@@ -151,28 +161,61 @@ def _without_none(value: Any) -> Any:
 
 def _claim(folder: Path, digest: str) -> None:
     """Make the folder this run's own, or find that it is; refuse one that belongs to another run."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {p.name for p in folder.iterdir() if not p.match(".plan.json.*.part")}  # left by a kill
+    except OSError as e:
+        raise ConfigError(
+            f"{folder}: cannot be a run directory ({e.strerror})", remedy="choose another --out"
+        ) from e
     plan = folder / "plan.json"
-    if plan.exists():
-        if json.loads(plan.read_text())["digest"] != digest:
-            raise ConfigError(
-                f"{folder}: holds an unfinished run with other guards, suites or settings",
-                remedy="repeat its command to resume it, or choose another --out",
-            )
-        return
-    if any(folder.iterdir()):
-        raise ConfigError(f"{folder}: is not empty", remedy="choose another --out, or delete the folder")
-    write_json(plan, {"digest": digest})
+    held = _held(plan)
+    if held is None and names:
+        what = "is not empty" + (", it holds a finished run" if "run.json" in names else "")
+        raise ConfigError(f"{folder}: {what}", remedy="choose another --out, or delete the folder")
+    if held not in (None, digest) and any((folder / "progress").glob("*.npz")):
+        raise ConfigError(
+            f"{folder}: holds an unfinished run with other guards, suites or settings",
+            remedy="repeat its command to resume it, or choose another --out",
+        )
+    if held != digest:
+        write_json(plan, {"digest": digest})
 
 
-def _layers(model: Any, settings: AuditSettings, missing: list[str]) -> tuple[int, ...]:
-    from guardkeel.activations.blocks import blocks, monitored
-    from guardkeel.errors import ModelError
+def _held(plan: Path) -> str | None:
+    """The digest of the unfinished run that a plan.json belongs to; None where it is none of ours."""
+    try:
+        found = json.loads(plan.read_bytes())
+    except (OSError, ValueError):
+        return None
+    digest = found.get("digest") if isinstance(found, dict) else None
+    return digest if isinstance(digest, str) else None
+
+
+def _depth(model: Any, missing: list[str]) -> int:
+    """How many blocks a model has; 0, and a note, where none are found."""
+    from guardkeel.activations.blocks import blocks
 
     try:
-        count = len(blocks(model))
+        return len(blocks(model))
     except ModelError as e:
         missing.append(f"geometry: {e.problem}")
+        return 0
+
+
+def _same_depth(model: Any, depth: int, missing: list[str]) -> bool:
+    """Whether the candidate's blocks can be put beside the reference's, one by one."""
+    found = _depth(model, missing)
+    if found not in (0, depth):
+        missing.append(f"geometry of the candidate: it has {found} blocks, the reference {depth}")
+    return found == depth
+
+
+def _layers(count: int, settings: AuditSettings) -> tuple[int, ...]:
+    """Which of `count` blocks are watched."""
+    from guardkeel.activations.blocks import monitored
+
+    if not count:
         return ()
     if settings.layers is None:
         return monitored(count)
@@ -267,7 +310,8 @@ def _geometry(
 
     after = scored["candidate"].hidden if "candidate" in scored else None
     unsafe = np.array([items[k].label == "unsafe" for k in sample])
-    groups = [items[k].example.group or items[k].example.id for k in sample]
+    # Suites name their groups and examples each for itself.
+    groups = [(items[k].suite, e.group or f"#{e.id}") for k in sample for e in (items[k].example,)]
     for index, layer in enumerate(layers):
         watch("geometry", index, len(layers))
         yield to_result(

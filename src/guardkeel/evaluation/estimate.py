@@ -13,7 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from guardkeel.errors import ConfigError
 from guardkeel.evaluation.suites import SuiteItem
+from guardkeel.guards.base import Judgement
 from guardkeel.guards.encoding import Encoder
 from guardkeel.models.checks import check_checkpoint
 from guardkeel.models.devices import DTYPES, pick_device, pick_dtype
@@ -60,7 +62,7 @@ def estimate(
         prefix = 0
     else:
         encoder.share(sample)
-        each = sum(len(encoder.encode(i).ids) for i in sample) / len(sample)
+        each = sum(_length(encoder, i) for i in sample) / len(sample)
         prefix = len(encoder.prefix_ids)
     tokens = round(prefix + each * len(items))
     width, vocabulary = int(config.get("hidden_size", 1024)), int(config.get("vocab_size", 32000))
@@ -81,6 +83,13 @@ def estimate(
         memory=round(weights + states),
         seconds=flops / (SHARE * matmul_rate(dtype, device)),
     )
+
+
+def _length(encoder: Encoder, item: Judgement) -> int:
+    try:
+        return len(encoder.encode(item).ids)
+    except ConfigError:  # it cannot be made to fit, and will be unscored
+        return 0
 
 
 def matmul_rate(dtype: str, device: str, width: int = 1024, seconds: float = 0.3) -> float:

@@ -41,11 +41,11 @@ def decide(results: AuditResults, policy: Policy) -> Decision:
     if failed:
         decision: Literal["allow", "hold", "deny"] = "deny"
         reason = f"{_count(failed)} failed: {_names(failed)}" + (
-            f"; {_count(held)} lack evidence" if held else ""
+            f"; {_count(held)} without enough evidence" if held else ""
         )
     elif held or not binding:
         decision = "hold"
-        reason = f"{_count(held)} lack evidence: {_names(held)}" if held else "no binding rule applies"
+        reason = f"{_count(held)} without enough evidence: {_names(held)}" if held else "no binding rule applies"
     else:
         decision, reason = "allow", f"{_count(binding)} passed"
     advice = [r for r in rules if r.advisory and r.outcome != "pass"]

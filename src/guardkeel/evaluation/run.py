@@ -10,8 +10,9 @@ from guardkeel.evaluation.audit import Source, Watch, audit_guards
 from guardkeel.evaluation.config import AuditConfig, read_config
 from guardkeel.evaluation.policy import load_policy
 from guardkeel.evaluation.suites import load_suite
-from guardkeel.guards.load import guard_path
+from guardkeel.guards.load import base_path, guard_path
 from guardkeel.guards.pair import pair
+from guardkeel.models.adapters import adapter_base, is_adapter
 from guardkeel.models.loading import checkpoint_digest
 from guardkeel.results import AuditResults
 
@@ -52,9 +53,21 @@ def run(
         pair(config.reference, config.against, progress=watch, **config.guard_options()),
         suites,
         folder,
-        sources={r: Source(reference=named[r], digest=checkpoint_digest(path)) for r, path in paths.items()},
+        sources={role: _source(named[role], path, config.offline, watch) for role, path in paths.items()},
         settings=config.settings(),
         policy=policy,
+        options={
+            k: v for k, v in config.guard_options().items() if k != "offline"
+        },  # no result depends on it
         command=command,
         watch=watch,
+    )
+
+
+def _source(reference: str, path: Path, offline: bool | None, watch: Watch) -> Source:
+    on = base_path(path, watch, offline) if is_adapter(path) and adapter_base(path) else None
+    return Source(
+        reference=reference,
+        digest=checkpoint_digest(path),
+        base="" if on is None else checkpoint_digest(on),
     )

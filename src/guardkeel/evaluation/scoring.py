@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from guardkeel.errors import ConfigError
 from guardkeel.guards.base import Judgement, Verdict
 from guardkeel.guards.load import AnyGuard
-from guardkeel.records import atomic_writer
+from guardkeel.records import atomic_writer, value_digest, write_json
 
 Floats32 = np.ndarray[Any, np.dtype[np.float32]]
 Watch = Callable[[int, int], None]
@@ -47,16 +49,24 @@ def score(
     sample: Sequence[int] = (),
     watch: Watch = lambda done, total: None,
 ) -> Scored:
-    """Score all items, taking up what `folder/progress` already holds for this role."""
+    """Score all items, taking up what `folder/progress` already holds for this role.
+
+    Raises ConfigError where that was scored otherwise than this guard would.
+    """
     progress = folder / "progress"
     progress.mkdir(parents=True, exist_ok=True)
+    _check_same(progress / f"{role}.json", guard, items, layers, sample)
     rows: dict[int, Verdict] = {}
     states: dict[int, Floats32] = {}
     seconds = 0.0
     wanted = set(sample)
     done = set()
     for path in sorted(progress.glob(f"{role}-*.npz")):
-        number, spent = _take_up(path, rows, states)
+        try:
+            number, spent = _take_up(path, rows, states)
+        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
+            path.unlink()  # a disk that lost its last writes: the batch is scored again
+            continue
         done.add(number)
         seconds += spent
     watch(len(rows), len(items))
@@ -83,13 +93,45 @@ def score(
     return Scored([rows[i] for i in range(len(items))], hidden, seconds)
 
 
+def _check_same(
+    path: Path, guard: AnyGuard, items: Sequence[Judgement], layers: Sequence[int], sample: Sequence[int]
+) -> None:
+    """Batches and verdicts follow from these; kept batches of others must not be mixed with them."""
+    weights = next(guard.model.parameters())
+    facts = {
+        "family": guard.family,
+        "threshold": guard.threshold,
+        "max_tokens": guard.max_tokens,
+        "token_budget": guard.token_budget,
+        "dtype": str(weights.dtype),
+        "device": weights.device.type,
+        "items": value_digest([i.id for i in items]),
+        "layers": list(layers),
+        "sample": value_digest(list(sample)),
+    }
+    try:
+        before = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        before = None
+    if before is None:
+        write_json(path, facts)
+    elif before != facts:
+        key = next(k for k in facts if before.get(k) != facts[k])
+        raise ConfigError(
+            f"{path.parent.parent}: holds an unfinished run with {key} {before.get(key)}, this one has {facts[key]}",
+            remedy="repeat its command to resume it, or choose another --out",
+        )
+
+
 def _take_up(path: Path, rows: dict[int, Verdict], states: dict[int, Floats32]) -> tuple[int, float]:
     with np.load(path, allow_pickle=False) as stored:
         head = json.loads(stored["head"].tobytes())
         hidden = stored["hidden"]
-    rows.update(zip(head["indices"], map(read_verdict, head["verdicts"]), strict=True))
-    states.update((i, hidden[:, j]) for j, i in enumerate(head["sampled"]))
-    return int(head["number"]), float(head["seconds"])
+    found = dict(zip(head["indices"], map(read_verdict, head["verdicts"]), strict=True))
+    number, spent = int(head["number"]), float(head["seconds"])
+    states.update({i: hidden[:, j] for j, i in enumerate(head["sampled"])})
+    rows.update(found)
+    return number, spent
 
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:

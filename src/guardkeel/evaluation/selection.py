@@ -106,4 +106,4 @@ def geometry_sample(items: Sequence[SuiteItem], most: int) -> list[int]:
 
 
 def _key(identity: str) -> str:
-    return hashlib.sha256(identity.encode()).hexdigest()
+    return hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()

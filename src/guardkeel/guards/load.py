@@ -90,10 +90,7 @@ def load_guard(
                 f"{reference}: a sequence classifier has no family {chosen!r}", remedy="leave --family out"
             )
     elif chosen is None or chosen == CLASSIFIER:
-        raise ConfigError(
-            f"{reference}: which guard family this model belongs to is not known",
-            remedy=f"name it with --family ({', '.join(families())}), or in a {SETTINGS} beside its weights",
-        )
+        raise unknown_family(reference)
     else:
         grammar = family_named(chosen)
     model = load_model(
@@ -115,14 +112,26 @@ def load_guard(
     return CausalGuard(model, tokenizer, grammar, **options)
 
 
+def unknown_family(reference: str) -> ConfigError:
+    """The error for a causal model whose family nothing tells."""
+    return ConfigError(
+        f"{reference}: which guard family this model belongs to is not known",
+        remedy=f"name it with --family ({', '.join(families())}), or in a {SETTINGS} beside its weights",
+    )
+
+
 def describe(
     path: Path, reference: str, *, family: str | None = None, max_tokens: int | None = None
 ) -> tuple[Encoder | None, Path]:
-    """Without loading weights: the encoder (None for a classifier) and the folder of the full checkpoint."""
+    """Without loading weights: the encoder and the folder of the full checkpoint.
+
+    The encoder is None for a classifier, and where the family is not known.
+    """
     below = base_path(path) if is_adapter(path) else path
     if task_of(read_json(below / "config.json", ""), below) == "classifier":
         return None, below
-    chosen = family or guard_settings(path, below).family or _family(below, reference)
+    said = guard_settings(path, below).family
+    chosen = family or said or _family(below, reference, adapter_base(path) if below != path else "")
     if chosen is None:
         return None, below
     return Encoder(family_named(chosen), load_tokenizer(below), max_tokens=max_tokens or 2048), below

@@ -39,6 +39,8 @@ def pair(reference: str, against: str | None, **options: Any) -> Iterator[tuple[
     after = guard_path(against, progress=progress, offline=offline)
     if toggles(before, after, progress, offline):
         with with_adapter(guard, after) as tuned:
+            if options.get("threshold") is not None:  # what the user says holds for both
+                tuned.threshold = options["threshold"]
             yield "candidate", tuned
         return
     guard = None

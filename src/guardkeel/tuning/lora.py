@@ -9,12 +9,13 @@ AdamW, linear warm-up, cosine decay. The base stays in its dtype, LoRA weights a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from guardkeel.activations.blocks import blocks
-from guardkeel.errors import DataError, RunError
+from guardkeel.errors import ConfigError, DataError, RunError
 from guardkeel.guards.base import Family
 from guardkeel.guards.encoding import Encoder
 from guardkeel.guards.prefix import encode_prefix, forward, left_padded
@@ -72,8 +73,13 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
 
 
 def block_linears(model: Any, first_layer: int = 0) -> list[str]:
-    """Names of the linear layers inside the decoder blocks from `first_layer` on."""
+    """Names of the linear layers inside the decoder blocks from `first_layer` on; ConfigError where there is none."""
     found = blocks(model)
+    if first_layer >= len(found):
+        raise ConfigError(
+            f"first_layer is {first_layer}, the model has {len(found)} blocks: nothing would be trained",
+            remedy=f"choose 0 to {len(found) - 1}",
+        )
     where = next(name for name, module in model.named_modules() if module is found)
     return [
         f"{where}.{i}.{name}"
@@ -128,51 +134,72 @@ def train(
     answers = [[*tokenizer(t.answer, add_special_tokens=False)["input_ids"], end] for t in examples]
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)
-    model.train()
     log = []
-    torch.set_flush_denormal(True)  # gradients of a confident guard are full of them, and CPUs crawl on them
     longest = 4 * (settings.max_tokens - len(encoder.prefix_ids))
     lengths = [min(len(t.judgement.conversation.text), longest) for t in examples]
-    for number, picks in enumerate(batches(lengths, settings)):
-        started = time.perf_counter()
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(number, settings)
-        loss = torch.zeros(())
-        for part in _parts(picks, lengths):
-            chosen = [examples[i] for i in part]
-            share = answer_loss(model, encoder, chosen, [answers[i] for i in part], settings.answer_weight)
-            share = share * len(part) / len(picks)
-            share.backward()  # type: ignore[no-untyped-call]
-            loss += share.detach().cpu()
-        norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            raise RunError(
-                f"step {number + 1}: loss {loss.item():g}, gradient norm {norm.item():g}",
-                remedy="lower the learning rate, or train in float32",
-            )
-        optimiser.step()
-        optimiser.zero_grad()
-        log.append(Step(step=number + 1, loss=loss.item(), seconds=time.perf_counter() - started))
-        on_step(log[-1])
-    model.eval()
+    with _training(model):
+        for number, picks in enumerate(batches(lengths, settings)):
+            started = time.perf_counter()
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * _schedule(number, settings)
+            loss = torch.zeros(())
+            for part in _parts(picks, lengths):
+                chosen, said = [examples[i] for i in part], [answers[i] for i in part]
+                share = answer_loss(model, encoder, chosen, said, settings.answer_weight)
+                share = share * len(part) / len(picks)
+                share.backward()  # type: ignore[no-untyped-call]
+                loss += share.detach().cpu()
+            norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                raise RunError(
+                    f"step {number + 1}: loss {loss.item():g}, gradient norm {norm.item():g}",
+                    remedy="lower the learning rate, or train in float32",
+                )
+            optimiser.step()
+            optimiser.zero_grad()
+            log.append(Step(step=number + 1, loss=loss.item(), seconds=time.perf_counter() - started))
+            on_step(log[-1])
     return log
 
 
+@contextlib.contextmanager
+def _training(model: Any) -> Iterator[None]:
+    """The model in training mode and denormals flushed in the block: scores after it are those of a fresh process."""
+    before = _flushes_denormals()
+    model.train()
+    torch.set_flush_denormal(True)  # gradients of a confident guard are full of them, and CPUs crawl on them
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+        model.eval()
+
+
+def _flushes_denormals() -> bool:
+    return bool(torch.tensor(1e-38) * 1e-3 == 0)
+
+
 def batches(lengths: Sequence[int], settings: LoraSettings) -> list[list[int]]:
-    """`steps` batches of indices: epoch after epoch in seeded random order, similar lengths together."""
+    """`steps` batches of indices: epoch after epoch in seeded random order, similar lengths together.
+
+    Every example comes once an epoch; what no full batch takes up is a smaller one at its end. Fewer examples than a
+    batch are repeated to fill it.
+    """
     generator = torch.Generator().manual_seed(settings.seed)
     window = 32 * settings.batch
     found: list[list[int]] = []
     while len(found) < settings.steps:
         order = torch.randperm(len(lengths), generator=generator).tolist()
         if len(order) < settings.batch:
-            order *= math.ceil(settings.batch / len(order))
-        epoch = []
+            order = (order * math.ceil(settings.batch / len(order)))[: settings.batch]
+        epoch, rest = [], list[int]()
         for start in range(0, len(order), window):
             near = sorted(order[start : start + window], key=lambda i: (lengths[i], i))
-            cuts = range(0, len(near) - settings.batch + 1, settings.batch)
-            epoch += [near[i : i + settings.batch] for i in cuts]
+            full = len(near) - len(near) % settings.batch
+            epoch += [near[i : i + settings.batch] for i in range(0, full, settings.batch)]
+            rest += near[full:]
         found += [epoch[i] for i in torch.randperm(len(epoch), generator=generator).tolist()]
+        found += [rest] if rest else []
     return found[: settings.steps]
 
 
@@ -205,7 +232,10 @@ def save_adapter(model: Any, folder: Path, base: str, dtype: torch.dtype = torch
     try:
         model.save_pretrained(temporary)
         weights = temporary / "adapter_model.safetensors"
-        save_file({k: v.to(dtype) for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
+        tensors = {
+            k: v.to(dtype, copy=True) for k, v in load_file(weights).items()
+        }  # copies: the file goes away
+        save_file(tensors, weights, metadata={"format": "pt"})
         config = json.loads((temporary / "adapter_config.json").read_text())
         config |= {"base_model_name_or_path": base, "target_modules": sorted(config["target_modules"])}
         write_json(temporary / "adapter_config.json", config)
