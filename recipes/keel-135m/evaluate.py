@@ -3,7 +3,8 @@
     python recipes/keel-135m/evaluate.py --data DIR --guard GUARD --out table.json [--calibrate]
 
 --calibrate prints the threshold: the lowest at which at most 5 % of keel-domain texts outside its `test` split are
-flagged. The tables leave the `calibrate` splits out and, with --train, every item that repeats a text of the training mixture
+flagged. The tables leave the `calibrate` splits out and, with --train, every item that repeats a text of the training
+mixture
 (only the PyRIT sets have any). Texts are never printed.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from guardkeel.conversation import Turn, normalised, read_jsonl
-from guardkeel.evaluation.behaviour import measure
+from guardkeel.evaluation.behaviour import measure, slices
 from guardkeel.evaluation.items import group_codes
 from guardkeel.evaluation.ranking import auroc
 from guardkeel.evaluation.selection import meta
@@ -111,7 +112,7 @@ def main() -> None:
     }
     for name in ("notinject", "cyberseceval_frr", "keel-contrast"):
         rows[f"harmful vs {name}"] = (harm, (scored[name][1], np.zeros(len(scored[name][1]), bool)))
-    table = {}
+    table: dict[str, object] = {}
     for name, (positive, negative) in rows.items():
         scores, labels = (
             np.concatenate([positive[0], negative[0]]),
@@ -126,12 +127,21 @@ def main() -> None:
             f"ordinary FPR {np.nanmean(plain[0][~plain[1]] >= at):.3f}, "
             f"contrast FPR {np.nanmean(contrast[0][~contrast[1]] >= at):.3f}"
         )
+    everything = [i for items, _ in scored.values() for i in items]
+    pooled = slices(
+        [meta(i) for i in everything], np.concatenate([s for _, s in scored.values()]), guard.threshold
+    )
+    for part in pooled:
+        if part.by in ("category", "side", "length"):
+            b = part.behaviour
+            print(f"{part.by:9} {part.value:34} n {b.n:5}  recall {_say(b.recall)}  fpr {_say(b.fpr)}")
     if args.out:
         for name, (items, scores) in scored.items():
             metas = [meta(i) for i in items]
             table[name] = measure(
                 scores, [m.unsafe for m in metas], guard.threshold, groups=group_codes(metas)
             ).model_dump()
+        table["slices"] = [p.model_dump() for p in pooled]
         write_json(args.out, table)
 
 

@@ -348,7 +348,7 @@ def _save_states(
     tensors["unsafe"] = np.array([items[k].label == "unsafe" for k in sample], np.uint8)
     ids = json.dumps([items[k].judgement.id for k in sample])
     with atomic_writer(path) as out:
-        out.write(save(tensors, metadata={"ids": ids, "format": "np"}))
+        out.write(save(tensors, metadata={"ids": ids}))  # one key: safetensors writes several in any order
 
 
 def _not_measured(results: AuditResults) -> list[str]:
