@@ -1,9 +1,8 @@
-"""Choose keel-135m's threshold and measure the guard on suites of other origin than its training data.
+"""Measure keel-135m on suites of other origin than its training data.
 
-    python recipes/keel-135m/evaluate.py --data DIR --guard GUARD --out table.json [--calibrate]
+    python recipes/keel-135m/evaluate.py --data DIR --guard GUARD --out table.json
 
---calibrate prints the threshold: the lowest at which at most 5 % of keel-domain texts outside its `test` split are
-flagged. The tables leave the `calibrate` splits out and, with --train, every item that repeats a text of the training
+The tables leave the `calibrate` splits out and, with --train, every item that repeats a text of the training
 mixture
 (only the PyRIT sets have any). Texts are never printed.
 """
@@ -73,22 +72,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--train", type=Path, help="the training mixture")
     parser.add_argument("--share", type=float, default=1.0, help="take only this share of each suite")
-    parser.add_argument("--calibrate", action="store_true")
     args = parser.parse_args()
     mixture = read_jsonl(args.train) if args.train else ()
     seen = {normalised(t.content) for e in mixture for t in e.conversation.turns}
     guard = load_guard(args.guard)
-    if args.calibrate:
-        texts = [i for i in load_suite("keel-domain").items() if i.split != "test"]
-        scores = np.array(
-            [v.unsafe for v in guard.score([i.judgement for i in texts], categories=False)], float
-        )
-        print(
-            "calibrate",
-            len(texts),
-            "ordinary benign; 95th percentile of P(unsafe)",
-            np.quantile(scores, 0.95),
-        )
     scored: dict[str, tuple[list[SuiteItem], np.ndarray]] = {}
     for group in (HARMFUL, ORDINARY, CONTRAST, BOTH, BUILT_IN):
         for name, most in group.items():

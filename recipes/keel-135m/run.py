@@ -2,7 +2,7 @@
 
     python recipes/keel-135m/run.py --data DIR [--work runs/keel-135m]
 
-A step whose result is in the work folder is not repeated. The threshold is the lowest at which at most 5 % of the
+A step whose result is in the work folder is not repeated. The threshold is the lowest at which at most 2 % of the
 keel-domain messages outside its `test` split are flagged, by the merged bf16 guard as users get it.
 """
 
@@ -25,7 +25,7 @@ from guardkeel.records import write_json
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parents[1] / "src" / "guardkeel" / "guards" / "data" / NAME
-FALSE_ALARMS = 0.05
+FALSE_ALARMS = 0.02
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ def compared(harbour, tmp_path_factory):
             out=folder,
             suites=[str(harbour.suite)],
             dtype="float32",
+            device="cpu",
             draws=19,
         )
     return folder
@@ -77,7 +78,9 @@ def test_one_guard(audit, tmp_path):
     assert results.reference.overall.auroc.value == 1.0
     assert results.reference.info.name == "harbour"
     assert [g.layer for g in results.geometry] == [1, 2]
-    assert all(g.cka is None and g.separability_reference.estimate.value is not None for g in results.geometry)
+    assert all(
+        g.cka is None and g.separability_reference.estimate.value is not None for g in results.geometry
+    )
     record = read_record(tmp_path / "run")
     assert "change: no candidate was given" in record.not_measured
     assert "trajectory side: no suite has labels for it" in record.not_measured
@@ -377,7 +380,9 @@ def test_groups_belong_to_their_suite(cli, harbour, tmp_path, monkeypatch):
         ]
         write_jsonl(tmp_path / f"s{number}.jsonl", made)
         files += ["-s", tmp_path / f"s{number}.jsonl"]
-    done = cli("audit", harbour.guard, *files, "--set", "draws=19", "--set", "layers=[2]", "--out", tmp_path / "run")
+    done = cli(
+        "audit", harbour.guard, *files, "--set", "draws=19", "--set", "layers=[2]", "--out", tmp_path / "run"
+    )
     assert done.code == 0, done.err
     items = rows(tmp_path / "run" / "items.jsonl")
     conversations = {i["id"].rpartition("#")[0] for i in items}
@@ -401,9 +406,7 @@ def test_the_guard_is_as_it_was_after_its_adapter(harbour):
     from guardkeel.guards.pair import pair
 
     before = load_torch(harbour.guard / "model.safetensors")
-    seen = {}
-    for role, guard in pair(str(harbour.guard), str(harbour.forgetful), dtype="float32"):
-        seen[role] = guard
+    seen = dict(pair(str(harbour.guard), str(harbour.forgetful), dtype="float32"))
     assert seen["reference"] is seen["candidate"]
     guard = seen["reference"]
     assert guard.name == "harbour" and not hasattr(guard.model, "peft_config")

@@ -45,7 +45,9 @@ def decide(results: AuditResults, policy: Policy) -> Decision:
         )
     elif held or not binding:
         decision = "hold"
-        reason = f"{_count(held)} without enough evidence: {_names(held)}" if held else "no binding rule applies"
+        reason = (
+            f"{_count(held)} without enough evidence: {_names(held)}" if held else "no binding rule applies"
+        )
     else:
         decision, reason = "allow", f"{_count(binding)} passed"
     advice = [r for r in rules if r.advisory and r.outcome != "pass"]

@@ -10,10 +10,11 @@ from guardkeel.evaluation.audit import Source, Watch, audit_guards
 from guardkeel.evaluation.config import AuditConfig, read_config
 from guardkeel.evaluation.policy import load_policy
 from guardkeel.evaluation.suites import load_suite
-from guardkeel.guards.load import base_path, guard_path
+from guardkeel.guards.load import base_path, describe, guard_path, unknown_family
 from guardkeel.guards.pair import pair
-from guardkeel.models.adapters import adapter_base, is_adapter
-from guardkeel.models.loading import checkpoint_digest
+from guardkeel.models.adapters import adapter_base, check_adapter, is_adapter
+from guardkeel.models.checks import check_checkpoint
+from guardkeel.models.loading import checkpoint_digest, task_of
 from guardkeel.results import AuditResults
 
 
@@ -49,6 +50,8 @@ def run(
     suites = [load_suite(s, data=config.data, offline=config.offline, progress=watch) for s in config.suites]
     named = {"reference": config.reference} | ({"candidate": config.against} if config.against else {})
     paths = {role: guard_path(text, progress=watch, offline=config.offline) for role, text in named.items()}
+    for role, path in paths.items():  # a candidate that cannot be used is found out before hours of scoring
+        _check(named[role], path, config.family, watch)
     return audit_guards(
         pair(config.reference, config.against, progress=watch, **config.guard_options()),
         suites,
@@ -62,6 +65,18 @@ def run(
         command=command,
         watch=watch,
     )
+
+
+def _check(reference: str, path: Path, family: str | None, watch: Watch) -> None:
+    """Check a guard's files, weights and family without loading it."""
+    if is_adapter(path):
+        check_adapter(path)
+        if not adapter_base(path):
+            return
+    encoder, folder = describe(path, reference, family=family)
+    checkpoint = check_checkpoint(folder, progress=watch)
+    if encoder is None and task_of(checkpoint.config, folder) == "causal":
+        raise unknown_family(reference)
 
 
 def _source(reference: str, path: Path, offline: bool | None, watch: Watch) -> Source:

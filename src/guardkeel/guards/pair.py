@@ -32,12 +32,17 @@ def pair(reference: str, against: str | None, **options: Any) -> Iterator[tuple[
     progress, offline = options.get("progress"), options.get("offline")
     guard: AnyGuard | None = load_guard(reference, **options)
     assert guard is not None
-    yield "reference", guard
     if against is None:
+        yield "reference", guard
         return
     before = guard_path(reference, progress=progress, offline=offline)
     after = guard_path(against, progress=progress, offline=offline)
-    if toggles(before, after, progress, offline):
+    toggled = toggles(before, after, progress, offline)
+    if toggled:
+        with with_adapter(guard, after):
+            pass  # an adapter that does not fit is found out before the reference is scored
+    yield "reference", guard
+    if toggled:
         with with_adapter(guard, after) as tuned:
             if options.get("threshold") is not None:  # what the user says holds for both
                 tuned.threshold = options["threshold"]

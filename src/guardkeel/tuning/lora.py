@@ -239,6 +239,7 @@ def save_adapter(model: Any, folder: Path, base: str, dtype: torch.dtype = torch
         config = json.loads((temporary / "adapter_config.json").read_text())
         config |= {"base_model_name_or_path": base, "target_modules": sorted(config["target_modules"])}
         write_json(temporary / "adapter_config.json", config)
+        weights.chmod(0o644)
         (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
         temporary.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
