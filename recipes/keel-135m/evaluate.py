@@ -3,8 +3,7 @@
     python recipes/keel-135m/evaluate.py --data DIR --guard GUARD --out table.json
 
 The tables leave the `calibrate` splits out and, with --train, every item that repeats a text of the training
-mixture
-(only the PyRIT sets have any). Texts are never printed.
+mixture. Texts are never printed.
 """
 
 from __future__ import annotations

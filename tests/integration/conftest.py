@@ -91,8 +91,3 @@ def audit(cli, harbour):
         return cli(*where, "--dtype", "float32", "--device", "cpu", *words)
 
     return run
-
-
-def rows(path: Path) -> list[dict]:
-    """The objects of a JSONL file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]

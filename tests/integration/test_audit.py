@@ -412,3 +412,13 @@ def test_the_guard_is_as_it_was_after_its_adapter(harbour):
     assert guard.name == "harbour" and not hasattr(guard.model, "peft_config")
     state = guard.model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+
+
+def test_an_adapter_that_names_no_base_is_put_on_the_reference(audit, loads, harbour, compared, tmp_path):
+    nameless = shutil.copytree(harbour.forgetful, tmp_path / "nameless")
+    config = json.loads((nameless / "adapter_config.json").read_text())
+    (nameless / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    assert audit("--against", nameless, "--out", tmp_path / "run").code == 1
+    assert loads == [0]
+    assert (tmp_path / "run" / "candidate.jsonl").read_bytes() == (compared / "candidate.jsonl").read_bytes()
+    assert "base of candidate" not in read_record(tmp_path / "run").inputs

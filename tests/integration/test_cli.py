@@ -1,5 +1,6 @@
 """The command line: exit codes, JSON on stdout, plans that run nothing, and what is not imported."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -9,12 +10,12 @@ from pathlib import Path
 import pytest
 from rich.errors import MarkupError
 
-from guardkeel import cli as cli_module
 from guardkeel.cli import terminal
+from guardkeel.evaluation.policy import default_policy, load_policy
 from guardkeel.guards import load
 from guardkeel.records import write_record
 from guardkeel.results import AuditResults
-from trained_guards import examples, suite_file
+from trained_guards import examples
 
 POLICY = """
 [non_inferiority]
@@ -267,16 +268,16 @@ def test_an_interrupt_anywhere_is_130(cli, monkeypatch):
     assert found.err.strip() == "interrupted; repeat the same command to go on from here"
 
 
-def test_a_closed_pipe_is_no_failed_gate(cli, monkeypatch):
-    from guardkeel.evaluation import suites
-
-    def closed():
-        raise BrokenPipeError(32, "Broken pipe")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", sys.stdout)
-        patch.setattr(suites, "available", closed)
-        assert cli("suites").code == 141
+@pytest.mark.parametrize("words", [["suites"], ["suites", "--json"]], ids=" ".join)
+def test_a_closed_pipe_is_no_failed_gate(words):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "guardkeel", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 141
+    assert "Traceback" not in err
 
 
 def test_a_bug_is_no_failed_gate(cli, monkeypatch):
@@ -362,6 +363,47 @@ def test_progress_without_a_terminal_is_lines(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_progress_on_a_terminal_is_a_bar_for_each_thing(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with terminal.progress() as watch:
+        for done in (0, 50, 100):
+            watch("score [/x]", done, 100)
+        watch("fetch", 3, None)
+    drawn = screen.getvalue()
+    assert "score [/x]" in drawn and "100/100" in drawn and "fetch" in drawn
+
+
+def test_a_policy_to_start_from(cli, tmp_path):
+    printed = cli("gate", "--print-policy")
+    assert printed.code == 0
+    (tmp_path / "own.toml").write_text(printed.out)
+    assert load_policy(tmp_path / "own.toml") == default_policy()
+
+
+def test_a_report_is_opened_when_asked(cli, runs, monkeypatch):
+    import webbrowser
+
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    assert cli("report", runs / "kept", "--open").code == 0
+    assert opened == [(runs / "kept" / "report.html").as_uri()]
+
+
+def test_doctor_asks_the_guard_where_it_is_there(cli, harbour, monkeypatch):
+    from guardkeel.guards.load import load_guard
+
+    real = load_guard
+    monkeypatch.setattr(load, "load_guard", lambda **options: real(str(harbour.guard), **options))
+    (guard,) = [f for f in cli("doctor", "--json").json if f["check"] == "keel-135m"]
+    assert guard["ok"] and guard["found"].startswith("answers (P(unsafe) of a greeting: 0.0")
+
+
 def test_a_run_of_another_verb_is_no_audit(cli, tmp_path):
     from guardkeel.records import RunRecord
 
@@ -370,11 +412,3 @@ def test_a_run_of_another_verb_is_no_audit(cli, tmp_path):
     assert found.code == 2 and "a run of 'tune', not an audit" in found.err
     write_record(tmp_path, RunRecord(verb="audit", started_at="now", results={"suites": 3}))
     assert "results.suites" in cli("gate", tmp_path).err
-
-
-def test_main_is_the_entry_point():
-    assert cli_module.main.__module__ == "guardkeel.cli"
-
-
-def test_suite_files_in_this_test_are_harmless(tmp_path):
-    assert {w for line in suite_file(tmp_path / "a.jsonl", 5).read_text().splitlines() for w in line.split()}

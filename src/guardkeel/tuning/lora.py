@@ -26,7 +26,7 @@ from guardkeel.activations.blocks import blocks
 from guardkeel.errors import ConfigError, DataError, RunError
 from guardkeel.guards.base import Family
 from guardkeel.guards.encoding import Encoder
-from guardkeel.guards.prefix import encode_prefix, forward, left_padded
+from guardkeel.guards.prefix import encode_prefix, forward, left_padded, reusable
 from guardkeel.records import write_json
 from guardkeel.tuning.targets import Target
 
@@ -127,7 +127,9 @@ def train(
         raise DataError(
             "nothing to train on: no labelled example", remedy="give data with at least one label"
         )
-    encoder = Encoder(family, tokenizer, max_tokens=settings.max_tokens).share(
+    encoder = Encoder(family, tokenizer, max_tokens=settings.max_tokens)
+    if reusable(model.config):
+        encoder.share([t.judgement for t in examples])
         [t.judgement for t in examples[:64]]
     )
     end = tokenizer.eos_token_id
