@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -188,6 +189,26 @@ def test_denormals_are_flushed_in_training_alone(tiny):
     )
     assert seen == [False]
     assert torch.tensor(1e-38) * 1e-3 > 0
+
+
+def test_a_model_of_sliding_windows_is_trained_without_a_shared_prefix(tiny_loaded):
+    model, tokenizer = tiny_loaded("gemma3")
+    _, log = tuned((copy.deepcopy(model), tokenizer), steps=8, batch=6, learning_rate=1e-2)
+    assert log[-1].loss < log[0].loss
+
+
+def test_examples_that_do_not_begin_alike_share_nothing(tiny):
+    class BySide(Keel):
+        """A template that speaks of the side at its very beginning."""
+
+        def render(self, conversation, side, tokenizer):
+            plain = super().render(conversation, side, tokenizer)
+            return replace(plain, prefix=f"{side} {plain.prefix}")
+
+    chat = Conversation.of(TEXTS[0], TEXTS[1])
+    mixed = [*lessons(3), Target(Judgement("r", chat, "response"), "safe")]
+    _, log = tuned(tiny, mixed, BySide(), steps=2, batch=4)
+    assert len(log) == 2
 
 
 def test_nothing_to_train_on(tiny):

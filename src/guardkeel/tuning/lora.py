@@ -130,8 +130,6 @@ def train(
     encoder = Encoder(family, tokenizer, max_tokens=settings.max_tokens)
     if reusable(model.config):
         encoder.share([t.judgement for t in examples])
-        [t.judgement for t in examples[:64]]
-    )
     end = tokenizer.eos_token_id
     answers = [[*tokenizer(t.answer, add_special_tokens=False)["input_ids"], end] for t in examples]
     weights = [p for p in model.parameters() if p.requires_grad]
