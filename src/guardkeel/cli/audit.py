@@ -277,7 +277,7 @@ def show_decision(decision: Decision) -> None:
 def _estimate(estimate: Any) -> str:
     if estimate.value is None:
         return "–"
-    span = f" [dim]{estimate.low:.3f}–{estimate.high:.3f}[/dim]" if estimate.low is not None else ""
+    span = f" [dim]{estimate.low:.2f}–{estimate.high:.2f}[/dim]" if estimate.low is not None else ""
     return f"{estimate.value:.3f}{span}"
 
 
@@ -290,7 +290,7 @@ def _change(results: AuditResults, key: str) -> str:
         found = next((t.difference for t in comparison.tests if t.suite == "*" and t.metric == key), None)
     if found is None or found.value is None:
         return "–"
-    span = f" [dim]{found.low:+.3f} to {found.high:+.3f}[/dim]" if found.low is not None else ""
+    span = f" [dim]{found.low:+.2f} to {found.high:+.2f}[/dim]" if found.low is not None else ""
     return f"{found.value:+.3f}{span}"
 
 
