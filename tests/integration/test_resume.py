@@ -73,6 +73,8 @@ def start_and_stop(arguments, harbour, folder, sign, *, after, role="reference")
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background jobs ignore Ctrl-C, and children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 300
     while len(list((folder / "progress").glob(f"{role}-*.npz"))) < after:
