@@ -1,7 +1,7 @@
 """What a run will need, said before it starts: items, tokens, memory and time.
 
-Time = 2 · parameters · tokens / (share · rate), where rate is a short matrix multiplication measured here and now and
-`SHARE` is what a forward pass reaches of it (measured, see benchmarks/estimate.py).
+Time = 2 · parameters · tokens / (SHARE · rate), where rate is a short matrix multiplication measured here and now, and
+SHARE is what a forward pass reaches of it.
 """
 
 from __future__ import annotations
