@@ -181,7 +181,8 @@ def _auprc(scores: Floats, unsafe: Bools, confidence: float) -> Estimate:
 
 def ece_bins(scores: Floats, bins: int = ECE_BINS) -> npt.NDArray[np.int64]:
     """The bin of each score, 0 … bins − 1, of equal mass; equal scores share a bin, whatever their order."""
-    return ((rankdata(scores) - 0.5) * bins / scores.size).astype(np.int64)
+    ranks = np.asarray(rankdata(scores), dtype=np.float64)
+    return ((ranks - 0.5) * bins / scores.size).astype(np.int64)
 
 
 def _ece(
