@@ -23,7 +23,7 @@ from guardkeel.guards.load import load_guard
 from guardkeel.records import write_json
 
 CARDS = Path(__file__).parents[2] / "benchmarks" / "cards"
-# name → (card or built-in, what it shows, most items)
+# card or built-in suite → most items
 HARMFUL = {
     "advbench": 520,
     "malicious_instruct": 100,
@@ -32,7 +32,13 @@ HARMFUL = {
 }
 ORDINARY = {"alpaca_instructions": 500, "banking77_test": 400, "keel-domain": 500}
 CONTRAST = {"jailbreakbench": 200, "notinject": 339, "cyberseceval_frr": 400, "keel-contrast": 330}
-BOTH = {"toxicchat_test": 800, "wildguard_test": 800, "aegis_subset": 438, "deepset_injections": 662}
+BOTH = {
+    "toxicchat_test": 800,
+    "wildguard_test": 800,
+    "aegis_subset": 438,
+    "deepset_injections": 662,
+    "assebench_security": 112,
+}
 BUILT_IN = {
     "do-not-answer": 939,
     "bastion-injection": 181,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from guardkeel.cli.audit import EXIT_CODES, run, show
-from guardkeel.cli.terminal import emit, hush, progress, say
+from guardkeel.cli.terminal import emit, hush, literal, progress, say
 
 SUITES = ["advbench", "do-not-answer", "bastion-injection", "keel-domain", "keel-contrast"]
 
@@ -55,7 +55,7 @@ def demo(
     say(
         f"{steps} LoRA steps on bank customer messages, all labelled safe"
         + (f": {spent:.0f} s" if spent else " (done before)")
-        + f"  →  {adapter}",
+        + f"  →  {literal(adapter)}",
         as_json=as_json,
     )
 
@@ -67,10 +67,10 @@ def demo(
         emit({"run": str(folder), "report": str(page), "results": after.model_dump(mode="json")})
     else:
         show(after)
-        say(f"\nThe gate's answer is also an exit code: guardkeel gate {folder}")
+        say(f"\nThe gate's answer is also an exit code: guardkeel gate {literal(folder)}")
         if after.decision is not None:
             say(f"  → exit {EXIT_CODES[after.decision.decision]}")
-        say(f"report  [bold]{page}[/bold]")
+        say(f"report  [bold]{literal(page)}[/bold]")
 
 
 def _forget_other_guards(out: Path, offline: bool | None, quiet: bool) -> None:
