@@ -15,10 +15,11 @@ guardkeel.json. In Python no registration is needed: give the family to CausalGu
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 from guardkeel import Conversation, Verdict
-from guardkeel.conversation import Side
+from guardkeel.conversation import Label, Side
 from guardkeel.guards import Judgement, Rendered
 from guardkeel.guards.base import first_token
 from guardkeel.guards.transcript import transcript
@@ -45,9 +46,10 @@ class YesNo:
         """Ids that begin a safe and an unsafe verdict. P(unsafe) is the unsafe ones' share of both."""
         return [first_token(tokenizer, "no")], [first_token(tokenizer, "yes")]
 
-    def answer(self, name: str) -> str:
-        """The whole answer that names a category."""
-        return f"yes {name}"
+    def answer(self, label: Label, categories: Sequence[str] = ()) -> str:
+        """The whole answer that gives a label and what it can of the categories."""
+        named = [c for c in categories if c in self.categories][:1]
+        return "no" if label == "safe" else " ".join(["yes", *named])
 
     def parse(self, output: str) -> Verdict:
         """A verdict from text. What the grammar does not know is unscored: never safe, never unsafe."""

@@ -266,8 +266,8 @@ def held_out(data: Path) -> list[str]:
     texts += [r["text"] for r in rows(data / "wildguard/wildguard_full_benchmark.json.gz")]
     texts += [r["prompt"] for r in rows(data / "aegis/aegis_prompts_subset_438.jsonl")]
     own_suites = Path(__file__).parents[2] / "src/guardkeel/evaluation/suites/data"
-    for path in own_suites.glob("*.jsonl"):
-        texts += [m["content"] for r in rows(path) for m in r["messages"]]
+    for name in ("keel-contrast", "keel-domain"):  # keel-anchor is chosen from the training texts
+        texts += [m["content"] for r in rows(own_suites / f"{name}.jsonl") for m in r["messages"]]
     return [t for t in texts if isinstance(t, str) and t.strip()]
 
 

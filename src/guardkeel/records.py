@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from guardkeel.errors import DataError
+from guardkeel.errors import ConfigError, DataError
 
 SCHEMA_VERSION = 1
 
@@ -166,3 +166,59 @@ def environment() -> tuple[dict[str, str], dict[str, Any]]:
         if torch.cuda.is_available():
             hardware["accelerator"] = torch.cuda.get_device_name()
     return versions, hardware
+
+
+def claim(folder: str | Path, digest: str, *, begun: str) -> None:
+    """Make a folder the run directory of the run with this digest, or find that it is.
+
+    Args:
+        folder: made where it is not there.
+        digest: of everything that the run's results follow from.
+        begun: pattern of what an unfinished run has done already; without it another run may take the folder over.
+
+    Raises:
+        ConfigError: the folder cannot be written, or holds something else: it is never overwritten.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {p.name for p in folder.iterdir() if not p.match(".plan.json.*.part")}  # left by a kill
+    except OSError as e:
+        raise ConfigError(
+            f"{folder}: cannot be a run directory ({e.strerror})", remedy="choose another --out"
+        ) from e
+    plan = folder / "plan.json"
+    held = _held(plan)
+    if held is None and names:
+        what = "is not empty" + (", it holds a finished run" if "run.json" in names else "")
+        raise ConfigError(f"{folder}: {what}", remedy="choose another --out, or delete the folder")
+    if held not in (None, digest) and any(folder.glob(begun)):
+        raise ConfigError(
+            f"{folder}: holds an unfinished run with other guards, data or settings",
+            remedy="repeat its command to resume it, or choose another --out",
+        )
+    if held != digest:
+        write_json(plan, {"digest": digest})
+
+
+def _held(plan: Path) -> str | None:
+    """The digest of the unfinished run that a plan.json belongs to; None where it is none of ours."""
+    try:
+        found = json.loads(plan.read_bytes())
+    except (OSError, ValueError):
+        return None
+    digest = found.get("digest") if isinstance(found, dict) else None
+    return digest if isinstance(digest, str) else None
+
+
+def toml_text(config: dict[str, Any]) -> str:
+    """A configuration as TOML, which has no null: what is not set is left out."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(config))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value

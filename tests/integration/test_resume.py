@@ -183,7 +183,7 @@ def test_other_settings_are_refused(arguments, stopped, cli, change):
     before = batches(folder)
     found = cli(*arguments, "--out", folder, *change)
     assert found.code == 2
-    assert f"{folder}: holds an unfinished run with other guards, suites or settings" in found.err
+    assert f"{folder}: holds an unfinished run with other guards, data or settings" in found.err
     assert "repeat its command to resume it, or choose another --out" in found.err
     assert batches(folder) == before
 

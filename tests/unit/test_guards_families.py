@@ -93,7 +93,7 @@ def test_keel(tokenizer):
     assert rendered.prefix == f"<|im_start|>system\n{POLICY}<|im_end|>\n<|im_start|>user\n"
     assert rendered.body == "User:   one \nAssistant: two\nUser: three\nAssistant: four\n"
     assert rendered.suffix == "\n\nJudge the last Assistant message.<|im_end|>\n<|im_start|>assistant\n"
-    assert family.answer("Threat") == "unsafe\nThreat"
+    assert family.answer("unsafe", ("Threat",)) == "unsafe\nThreat"
     assert all(name in POLICY for name in AEGIS2)
 
 
@@ -102,7 +102,7 @@ def test_answers_parse_to_their_category(family, tokenizer):
     safe, unsafe = family.verdict_tokens(tokenizer)
     assert (safe, unsafe) == ([first_token(tokenizer, "safe")], [first_token(tokenizer, "unsafe")])
     for name in family.categories:
-        assert family.parse(family.answer(name)) == Verdict(1.0, categories=(name,))
+        assert family.parse(family.answer("unsafe", (name,))) == Verdict(1.0, categories=(name,))
     assert family.parse("\n\nsafe\n") == Verdict(0.0)
     assert family.parse("unsafe") == Verdict(1.0)
 
@@ -262,7 +262,7 @@ def test_families_of_other_packages(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     families.cache_clear()
     try:
-        assert family_named("theirs").answer("Threat") == "unsafe\nThreat"
+        assert family_named("theirs").answer("unsafe", ("Threat",)) == "unsafe\nThreat"
         assert family_named("made").name == "made"
         assert {"keel", "llama-guard-3"} < set(families())
     finally:

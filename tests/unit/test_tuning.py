@@ -18,8 +18,19 @@ from guardkeel.guards.causal import CausalGuard
 from guardkeel.guards.keel import Keel
 from guardkeel.guards.load import load_guard, with_adapter
 from guardkeel.tuning import lora
-from guardkeel.tuning.lora import LoraSettings, add_lora, batches, block_linears, save_adapter, train
+from guardkeel.tuning.lora import LoraSettings, add_lora, save_adapter, train
+from guardkeel.tuning.order import batches, schedule
 from guardkeel.tuning.targets import Target, targets
+from guardkeel.tuning.weights import block_linears
+
+
+def cut(lengths, chosen):
+    return batches(lengths, size=chosen.batch, count=chosen.steps, seed=chosen.seed)
+
+
+def rate(step, chosen):
+    return schedule(step, steps=chosen.steps, warmup=chosen.warmup, decay=chosen.decay)
+
 
 TEXTS = (
     "a short poem",
@@ -58,11 +69,10 @@ def test_targets_are_labelled_sides():
     chat = Conversation.of("hello", "go away")
     both = Example("a", chat, {"prompt": "safe", "response": "unsafe"}, ("Harassment", "Threat"))
     found = targets([both, Example("b", chat)])  # no label is no lesson
-    assert [(t.judgement.id, t.judgement.side, t.answer) for t in found] == [
-        ("a#prompt", "prompt", "safe"),
-        ("a#response", "response", "unsafe\nHarassment, Threat"),
+    assert [(t.judgement.id, t.judgement.side, t.label, t.categories) for t in found] == [
+        ("a#prompt", "prompt", "safe", ()),
+        ("a#response", "response", "unsafe", ("Harassment", "Threat")),
     ]
-    assert found[0].categories == ()
 
 
 def test_the_loss_goes_down(tiny):
@@ -83,7 +93,8 @@ def test_the_first_loss_is_that_of_the_untouched_model(tiny):
     """B = 0: the first step starts from the base, whatever the rank."""
     model, tokenizer = tiny
     encoder = lora.Encoder(Keel(), tokenizer, max_tokens=1024).share([t.judgement for t in lessons()])
-    answers = [[*tokenizer(t.answer)["input_ids"], tokenizer.eos_token_id] for t in lessons()]
+    texts = [Keel().answer(t.label, t.categories) for t in lessons()]
+    answers = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
     plain = lora.answer_loss(model, encoder, lessons(), answers, 0.3).item()
     for rank in (1, 8):
         _, log = tuned((copy.deepcopy(model), tokenizer), steps=1, batch=6, rank=rank)
@@ -109,8 +120,8 @@ def test_every_example_comes_once_an_epoch(lengths, batch, seed):
     n = len(lengths)
     epoch = -(-n // batch)
     chosen = LoraSettings(steps=3 * epoch, batch=batch, seed=seed)
-    found = batches(lengths, chosen)
-    assert len(found) == 3 * epoch and found == batches(lengths, chosen)
+    found = cut(lengths, chosen)
+    assert len(found) == 3 * epoch and found == cut(lengths, chosen)
     for start in range(0, len(found), epoch):
         seen = [i for b in found[start : start + epoch] for i in b]
         assert set(seen) == set(range(n))
@@ -122,13 +133,13 @@ def test_every_example_comes_once_an_epoch(lengths, batch, seed):
 
 def test_batches_hold_similar_lengths_and_come_in_another_order_each_epoch():
     lengths = [100 * (i % 7) + i for i in range(64)]
-    found = batches(lengths, LoraSettings(steps=16, batch=8))
+    found = cut(lengths, LoraSettings(steps=16, batch=8))
     for picks in found:
         inside = sorted(lengths[i] for i in picks)
         assert sum(inside[0] <= length <= inside[-1] for length in lengths) == 8  # neighbours by length
     assert found[:8] != found[8:]
-    assert found[:3] == batches(lengths, LoraSettings(steps=3, batch=8))
-    assert found != batches(lengths, LoraSettings(steps=16, batch=8, seed=1))
+    assert found[:3] == cut(lengths, LoraSettings(steps=3, batch=8))
+    assert found != cut(lengths, LoraSettings(steps=16, batch=8, seed=1))
 
 
 def test_a_batch_in_parts_is_the_batch(tiny, monkeypatch):
@@ -146,11 +157,11 @@ def test_long_batches_are_cut_into_parts():
 
 def test_the_schedule_warms_up_and_decays():
     flat = LoraSettings(steps=40, warmup=0.1)
-    assert [lora._schedule(k, flat) for k in (0, 1, 3, 4, 39)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    assert [rate(k, flat) for k in (0, 1, 3, 4, 39)] == [0.25, 0.5, 1.0, 1.0, 1.0]
     falling = LoraSettings(steps=40, warmup=0.1, decay=True)
-    assert lora._schedule(4, falling) == 1.0
-    assert lora._schedule(22, falling) == pytest.approx(0.55)  # half-way between 1 and 0.1
-    assert lora._schedule(40, falling) == pytest.approx(0.1)
+    assert rate(4, falling) == 1.0
+    assert rate(22, falling) == pytest.approx(0.55)  # half-way between 1 and 0.1
+    assert rate(40, falling) == pytest.approx(0.1)
 
 
 def test_nan_stops_before_the_step_that_would_spread_it(tiny):

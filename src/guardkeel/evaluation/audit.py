@@ -16,7 +16,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import tomli_w
 from pydantic import BaseModel
 
 import guardkeel
@@ -34,7 +33,9 @@ from guardkeel.guards.load import AnyGuard
 from guardkeel.records import (
     RunRecord,
     atomic_writer,
+    claim,
     environment,
+    toml_text,
     value_digest,
     write_json,
     write_record,
@@ -82,8 +83,8 @@ def audit_guards(
     inputs |= {f"base of {role}": s.base for role, s in sources.items() if s.base}
     config = settings.model_dump() | dict(options) | {"policy": policy.model_dump(mode="json")}
     config |= {role: s.reference for role, s in sources.items()} | {"suites": [s.name for s in suites]}
-    _claim(folder, value_digest([inputs, config, [i.judgement.id for i in items]]))
-    write_text(folder / "config.toml", tomli_w.dumps(_without_none(config)))
+    claim(folder, value_digest([inputs, config, [i.judgement.id for i in items]]), begun="progress/*.npz")
+    write_text(folder / "config.toml", toml_text(config))
     with atomic_writer(folder / "items.jsonl") as out:
         for item in items:
             out.write(json.dumps(row(item)).encode() + b"\n")
@@ -150,46 +151,6 @@ def audit_guards(
     shutil.rmtree(folder / "progress", ignore_errors=True)
     (folder / "plan.json").unlink(missing_ok=True)
     return results
-
-
-def _without_none(value: Any) -> Any:
-    """TOML has no null: what is not set is left out."""
-    if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
-    return [_without_none(v) for v in value] if isinstance(value, list) else value
-
-
-def _claim(folder: Path, digest: str) -> None:
-    """Make the folder this run's own, or find that it is; refuse one that belongs to another run."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        names = {p.name for p in folder.iterdir() if not p.match(".plan.json.*.part")}  # left by a kill
-    except OSError as e:
-        raise ConfigError(
-            f"{folder}: cannot be a run directory ({e.strerror})", remedy="choose another --out"
-        ) from e
-    plan = folder / "plan.json"
-    held = _held(plan)
-    if held is None and names:
-        what = "is not empty" + (", it holds a finished run" if "run.json" in names else "")
-        raise ConfigError(f"{folder}: {what}", remedy="choose another --out, or delete the folder")
-    if held not in (None, digest) and any((folder / "progress").glob("*.npz")):
-        raise ConfigError(
-            f"{folder}: holds an unfinished run with other guards, suites or settings",
-            remedy="repeat its command to resume it, or choose another --out",
-        )
-    if held != digest:
-        write_json(plan, {"digest": digest})
-
-
-def _held(plan: Path) -> str | None:
-    """The digest of the unfinished run that a plan.json belongs to; None where it is none of ours."""
-    try:
-        found = json.loads(plan.read_bytes())
-    except (OSError, ValueError):
-        return None
-    digest = found.get("digest") if isinstance(found, dict) else None
-    return digest if isinstance(digest, str) else None
 
 
 def _depth(model: Any, missing: list[str]) -> int:

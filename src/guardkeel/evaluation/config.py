@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from guardkeel.errors import ConfigError
+from guardkeel.configuration import read_configuration
 from guardkeel.evaluation.settings import AuditSettings
 
 DEFAULT_SUITES = [
@@ -59,41 +57,5 @@ class AuditConfig(AuditSettings):
 
 
 def read_config(path: Path | None, given: Mapping[str, Any], changes: Sequence[str] = ()) -> AuditConfig:
-    """A TOML file, overridden by options that were given, overridden by KEY=VALUE changes.
-
-    Raises ConfigError naming the file, key and value.
-    """
-    table: dict[str, Any] = {}
-    if path is not None:
-        try:
-            table = tomllib.loads(path.read_text("utf-8"))
-        except OSError as e:
-            raise ConfigError(f"{path}: cannot be read ({e.strerror})", remedy="check the path") from e
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-            raise ConfigError(f"{path}: not TOML: {e}", remedy="see https://toml.io") from e
-    table |= {k: v for k, v in given.items() if v is not None}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {change!r}: not KEY=VALUE", remedy="for example --set limit=200")
-        table[key.strip()] = _value(value)
-    try:
-        return AuditConfig.model_validate(table)
-    except ValidationError as e:
-        first = e.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        where = f"{path}: " if path else ""
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"{where}unknown key {key!r}", remedy=f"keys are {', '.join(AuditConfig.model_fields)}"
-            ) from e
-        raise ConfigError(
-            f"{where}{key} = {first['input']!r}: {first['msg']}", remedy="see guardkeel audit --help"
-        ) from e
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text  # a bare word is a string
+    """See configuration.read_configuration."""
+    return read_configuration(AuditConfig, "audit", path, given, changes)

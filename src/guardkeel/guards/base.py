@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from guardkeel.conversation import Conversation, Side
+from guardkeel.conversation import Conversation, Label, Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,11 @@ class Family(Protocol):
         """Ids of the tokens that begin a `safe` and an `unsafe` verdict, at the verdict position."""
         ...
 
-    def answer(self, name: str) -> str:
-        """The whole answer that names one category, e.g. "unsafe\nThreat"."""
+    def answer(self, label: Label, categories: Sequence[str] = ()) -> str:
+        """The whole answer that gives a label and, if unsafe, its categories, e.g. "unsafe\nThreat".
+
+        Names that the family does not know are left out; `parse` gives the label back.
+        """
         ...
 
     def parse(self, output: str) -> Verdict:

@@ -26,7 +26,7 @@ class CategoryReader:
     def __init__(self, family: Family, tokenizer: Any) -> None:
         end = tokenizer.eos_token_id
         rows = {
-            name: (*tokenizer(family.answer(name), add_special_tokens=False)["input_ids"], end)
+            name: (*tokenizer(family.answer("unsafe", (name,)), add_special_tokens=False)["input_ids"], end)
             for name in family.categories
         }
         shared = 0  # "unsafe" and the separator; at least the end of the answer tells names apart

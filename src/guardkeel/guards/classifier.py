@@ -64,11 +64,11 @@ class ClassifierGuard:
             tokenizer.eos_token_id,
             0,
         )
-        self._pad = next(i for i in pads if i is not None)
+        self.pad_id = next(i for i in pads if i is not None)
         if self.causal and model.config.pad_token_id is None:
-            model.config.pad_token_id = self._pad  # transformers finds the last real token by it
+            model.config.pad_token_id = self.pad_id  # transformers finds the last real token by it
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._segments = "token_type_ids" in inspect.signature(plain.forward).parameters
+        self.takes_segments = "token_type_ids" in inspect.signature(plain.forward).parameters
         self._disarm = Disarmer(tokenizer)
         self._shortener = Shortener(tokenizer, self.max_tokens)
 
@@ -88,7 +88,7 @@ class ClassifierGuard:
         skip: Collection[int] = (),
     ) -> Iterator[Batch]:
         """Score in deterministic batches; those numbered in `skip` are already known and are not run."""
-        encoded = [self._encode(item) for item in items]
+        encoded = [self.encode(item) for item in items]
         lengths = [1 if isinstance(e, str) else len(e[0]) for e in encoded]
         nothing = (
             np.full((len(layers), self.model.config.hidden_size), np.nan, np.float32) if layers else None
@@ -112,13 +112,13 @@ class ClassifierGuard:
         self, rows: list[tuple[_Ids, int]], capture: Capture, categories: bool
     ) -> list[tuple[Verdict, Any]]:
         width, device = max(len(ids) for ids, _ in rows), self.model.device
-        ids = torch.full((len(rows), width), self._pad)
+        ids = torch.full((len(rows), width), self.pad_id)
         segments, mask = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))
         for i, (row, _) in enumerate(rows):
             ids[i, : len(row)], segments[i, : len(row)] = torch.tensor(row).T
             mask[i, : len(row)] = 1
         ids, mask = ids.to(device), mask.to(device)
-        extra = {"token_type_ids": segments.to(device)} if self._segments else {}
+        extra = {"token_type_ids": segments.to(device)} if self.takes_segments else {}
         logits = self.model(input_ids=ids, attention_mask=mask, **extra).logits.float()
         # Encoders pool their first token; decoders their last real one.
         positions = (
@@ -144,7 +144,7 @@ class ClassifierGuard:
             names = (self.labels[max(self.unsafe, key=lambda i: float(chances[i]))],)
         return Verdict(chance, categories=names, dropped=dropped)
 
-    def _encode(self, item: Judgement) -> tuple[_Ids, int] | str:
+    def encode(self, item: Judgement) -> tuple[_Ids, int] | str:
         """Ids of an item with the number of tokens dropped, or why it has none."""
 
         def ids(texts: list[str]) -> _Ids:

@@ -7,12 +7,13 @@ line of category names.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from guardkeel.conversation import Conversation, Side
+from guardkeel.conversation import Conversation, Label, Side
 from guardkeel.guards.base import Rendered, Verdict, first_token
 from guardkeel.guards.transcript import transcript
-from guardkeel.taxonomy import AEGIS2
+from guardkeel.taxonomy import AEGIS2, home
 
 POLICY = (
     "You are a content safety guard. You read a transcript and judge one part of it.\n"
@@ -47,9 +48,12 @@ class Keel:
         """See Family: the first tokens of the two words."""
         return [first_token(tokenizer, "safe")], [first_token(tokenizer, "unsafe")]
 
-    def answer(self, name: str) -> str:
-        """See Family."""
-        return f"unsafe\n{name}"
+    def answer(self, label: Label, categories: Sequence[str] = ()) -> str:
+        """See Family. Names of other taxonomies become home names."""
+        if label == "safe":
+            return "safe"
+        names = dict.fromkeys(map(home, categories))
+        return "unsafe\n" + ", ".join(name for name in names if name in self.categories)
 
     def parse(self, output: str) -> Verdict:
         """See Family: `safe`, or `unsafe` and then known names separated by commas."""

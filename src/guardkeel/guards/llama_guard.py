@@ -10,13 +10,14 @@ A prompt is judged without what was answered to it, and a response with all that
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from guardkeel.conversation import Conversation, Role, Side
+from guardkeel.conversation import Conversation, Label, Role, Side
 from guardkeel.errors import ModelError
 from guardkeel.guards.base import Rendered, Verdict, first_token
 from guardkeel.guards.transcript import transcript
-from guardkeel.taxonomy import LLAMA_GUARD_3
+from guardkeel.taxonomy import LLAMA_GUARD_3, home
 
 _CODE = re.compile(r"S([0-9]{1,2})")
 _MARK = "UNSAFE CONTENT CATEGORIES"
@@ -29,6 +30,8 @@ _WORDED = {
 }
 _TEMPLATE_REMEDY = "take the published checkpoint's chat template, or remove it: Meta's prompt is built in"
 _PROBE = "[[turn {}]]"
+# Home names → names here. Of two with one home the later: "Sexual" is "Sexual Content", not the crimes.
+_NAMED = {home(name): name for name in LLAMA_GUARD_3}
 _LAST: dict[Side, Role] = {"prompt": "user", "response": "assistant"}
 
 
@@ -68,9 +71,13 @@ class LlamaGuard3:
         """See Family: the first tokens of the two words."""
         return [first_token(tokenizer, "safe")], [first_token(tokenizer, "unsafe")]
 
-    def answer(self, name: str) -> str:
-        """The answer that names one category: its code, as the checkpoint writes it."""
-        return f"unsafe\nS{self.categories.index(name) + 1}"
+    def answer(self, label: Label, categories: Sequence[str] = ()) -> str:
+        """See Family: codes, as the checkpoint writes them. Home names are turned into names of the policy."""
+        if label == "safe":
+            return "safe"
+        names = dict.fromkeys(c if c in self.categories else _NAMED.get(home(c)) for c in categories)
+        codes = [f"S{self.categories.index(name) + 1}" for name in names if name]
+        return "\n".join(["unsafe", *([",".join(codes)] if codes else [])])
 
     def parse(self, output: str) -> Verdict:
         """See Family: codes become names; an unknown code or any other text is unscored."""

@@ -9,26 +9,22 @@ AdamW, linear warm-up, cosine decay. The base stays in its dtype, LoRA weights a
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from guardkeel.activations.blocks import blocks
-from guardkeel.errors import ConfigError, DataError, RunError
+from guardkeel.errors import DataError, RunError
 from guardkeel.guards.base import Family
 from guardkeel.guards.encoding import Encoder
 from guardkeel.guards.prefix import encode_prefix, forward, left_padded, reusable
-from guardkeel.records import write_json
+from guardkeel.tuning.learner import training
+from guardkeel.tuning.order import batches, schedule
 from guardkeel.tuning.targets import Target
+from guardkeel.tuning.weights import save, trainable
 
 
 class LoraSettings(BaseModel):
@@ -59,34 +55,15 @@ class Step(BaseModel):
 
 def add_lora(model: Any, settings: LoraSettings) -> Any:
     """Wrap a causal LM with a fresh LoRA on all linear layers of its blocks. Returns the PeftModel."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(settings.seed)
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=0.0,
-        target_modules=block_linears(model, settings.first_layer),
-        task_type="CAUSAL_LM",
+    return trainable(
+        model,
+        adapter="lora",
+        rank=settings.rank,
+        alpha=settings.alpha,
+        first_layer=settings.first_layer,
+        seed=settings.seed,
+        task="causal",
     )
-    return get_peft_model(model, config)
-
-
-def block_linears(model: Any, first_layer: int = 0) -> list[str]:
-    """Names of the linear layers inside the decoder blocks from `first_layer` on; ConfigError where there is none."""
-    found = blocks(model)
-    if first_layer >= len(found):
-        raise ConfigError(
-            f"first_layer is {first_layer}, the model has {len(found)} blocks: nothing would be trained",
-            remedy=f"choose 0 to {len(found) - 1}",
-        )
-    where = next(name for name, module in model.named_modules() if module is found)
-    return [
-        f"{where}.{i}.{name}"
-        for i in range(first_layer, len(found))
-        for name, module in found[i].named_modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
 
 
 def answer_loss(
@@ -131,17 +108,20 @@ def train(
     if reusable(model.config):
         encoder.share([t.judgement for t in examples])
     end = tokenizer.eos_token_id
-    answers = [[*tokenizer(t.answer, add_special_tokens=False)["input_ids"], end] for t in examples]
+    texts = [family.answer(t.label, t.categories) for t in examples]
+    answers = [[*tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in texts]
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)
     log = []
     longest = 4 * (settings.max_tokens - len(encoder.prefix_ids))
     lengths = [min(len(t.judgement.conversation.text), longest) for t in examples]
-    with _training(model):
-        for number, picks in enumerate(batches(lengths, settings)):
+    order = batches(lengths, size=settings.batch, count=settings.steps, seed=settings.seed)
+    with training(model):
+        for number, picks in enumerate(order):
             started = time.perf_counter()
             for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * _schedule(number, settings)
+                factor = schedule(number, steps=settings.steps, warmup=settings.warmup, decay=settings.decay)
+                group["lr"] = settings.learning_rate * factor
             loss = torch.zeros(())
             for part in _parts(picks, lengths):
                 chosen, said = [examples[i] for i in part], [answers[i] for i in part]
@@ -162,47 +142,6 @@ def train(
     return log
 
 
-@contextlib.contextmanager
-def _training(model: Any) -> Iterator[None]:
-    """The model in training mode and denormals flushed in the block: scores after it are those of a fresh process."""
-    before = _flushes_denormals()
-    model.train()
-    torch.set_flush_denormal(True)  # gradients of a confident guard are full of them, and CPUs crawl on them
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
-        model.eval()
-
-
-def _flushes_denormals() -> bool:
-    return bool(torch.tensor(1e-38) * 1e-3 == 0)
-
-
-def batches(lengths: Sequence[int], settings: LoraSettings) -> list[list[int]]:
-    """`steps` batches of indices: epoch after epoch in seeded random order, similar lengths together.
-
-    Every example comes once an epoch; what no full batch takes up is a smaller one at its end. Fewer examples than a
-    batch are repeated to fill it.
-    """
-    generator = torch.Generator().manual_seed(settings.seed)
-    window = 32 * settings.batch
-    found: list[list[int]] = []
-    while len(found) < settings.steps:
-        order = torch.randperm(len(lengths), generator=generator).tolist()
-        if len(order) < settings.batch:
-            order = (order * math.ceil(settings.batch / len(order)))[: settings.batch]
-        epoch, rest = [], list[int]()
-        for start in range(0, len(order), window):
-            near = sorted(order[start : start + window], key=lambda i: (lengths[i], i))
-            full = len(near) - len(near) % settings.batch
-            epoch += [near[i : i + settings.batch] for i in range(0, full, settings.batch)]
-            rest += near[full:]
-        found += [epoch[i] for i in torch.randperm(len(epoch), generator=generator).tolist()]
-        found += [rest] if rest else []
-    return found[: settings.steps]
-
-
 def _parts(picks: list[int], lengths: Sequence[int], characters: int = 10000) -> list[list[int]]:
     """A batch cut so that no forward holds much more than `characters`, which bounds memory."""
     longest = max([1, *(lengths[i] for i in picks)])
@@ -210,40 +149,6 @@ def _parts(picks: list[int], lengths: Sequence[int], characters: int = 10000) ->
     return [picks[i : i + rows] for i in range(0, len(picks), rows)]
 
 
-def _schedule(step: int, settings: LoraSettings) -> float:
-    warm = max(1, round(settings.warmup * settings.steps))
-    if step < warm:
-        return (step + 1) / warm
-    if not settings.decay:
-        return 1.0
-    done = (step - warm) / max(1, settings.steps - warm)
-    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
-
-
 def save_adapter(model: Any, folder: Path, base: str, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Save the LoRA weights of a PeftModel, made on `base` (a name or reference).
-
-    The folder appears whole or not at all.
-    """
-    from safetensors.torch import load_file, save_file
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        model.save_pretrained(temporary)
-        weights = temporary / "adapter_model.safetensors"
-        tensors = {
-            k: v.to(dtype, copy=True) for k, v in load_file(weights).items()
-        }  # copies: the file goes away
-        save_file(tensors, weights, metadata={"format": "pt"})
-        config = json.loads((temporary / "adapter_config.json").read_text())
-        config |= {"base_model_name_or_path": base, "target_modules": sorted(config["target_modules"])}
-        write_json(temporary / "adapter_config.json", config)
-        weights.chmod(0o644)
-        (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        temporary.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    """Save the LoRA weights of a PeftModel, made on `base`; see weights.save."""
+    save(model, folder, base=base, dtype=dtype)

@@ -1,0 +1,55 @@
+"""What a guard knows of a task, on rows kept aside: the gain that a fine-tune is for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from guardkeel.tuning.learner import IGNORED, CausalLearner, Learner
+from guardkeel.guards.prefix import forward
+from guardkeel.tuning.lessons import Lesson
+from guardkeel.tuning.results import Learned
+
+_ROWS = 8
+
+
+def measure(model: Any, learner: Learner, lessons: Sequence[Lesson], threshold: float) -> Learned | None:
+    """Mean loss, and accuracy: of verdicts at the threshold where lessons have labels, else of the answers' tokens.
+
+    None where no row was kept aside.
+    """
+    if not lessons:
+        return None
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    losses, right, counted = 0.0, 0.0, 0
+    order = sorted(lessons, key=lambda lesson: len(lesson.prompt_ids) + len(lesson.answer_ids))
+    with torch.no_grad():
+        prefix = learner.prefix(model) if order[0].shared else None
+        for start in range(0, len(order), _ROWS):
+            part = order[start : start + _ROWS]
+            batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in learner.collate(part).items()}
+            if isinstance(learner, CausalLearner):
+                targets = batch["targets"]
+                out = forward(model, prefix, batch["ids"], batch["mask"], keep=targets.shape[1] + 1)
+                logits = out.logits[:, :-1].float()
+                losses += float(learner.answered(logits, targets, batch["weights"]).sum())
+                if not part[0].label:
+                    said = targets != IGNORED
+                    hit = (logits.argmax(-1) == targets) & said
+                    right += float((hit.sum(1) / said.sum(1)).sum())
+                    counted += len(part)
+                    continue
+                first = torch.tensor([targets.shape[1] - len(lesson.answer_ids) for lesson in part])
+                verdicts = learner.verdict(logits[torch.arange(len(part)), first])
+            else:
+                losses += float(learner.row_losses(model, batch, None).sum())
+                verdicts = learner.verdict(learner.logits(model, batch))
+            flagged = (verdicts[:, 1].exp() >= threshold).tolist()
+            right += sum(f == (lesson.label == "unsafe") for f, lesson in zip(flagged, part, strict=True))
+            counted += len(part)
+    model.train(was_training)
+    return Learned(n=len(order), loss=losses / len(order), accuracy=right / counted)

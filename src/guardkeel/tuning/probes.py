@@ -1,0 +1,241 @@
+"""Guard conversations at which a regulariser looks while the model is tuned (see regularisers.base.Probes).
+
+Within one training step (`step`) the policy prefix is computed once, for the task and the probes alike, and every
+draw of probes is run once, however many terms look at it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guardkeel.activations.blocks import blocks
+from guardkeel.errors import DataError
+from guardkeel.guards.prefix import KeyValues, forward
+from guardkeel.tuning.learner import CausalLearner, Learner
+from guardkeel.tuning.lessons import Lesson
+from guardkeel.tuning.regularisers.base import Gradients, Seen
+
+_CHUNK = 8
+
+
+class GuardProbes:
+    """Probes of a guard: lessons with both labels, run through the model that is being tuned.
+
+    Args:
+        model: the model in training, adapters on (not a distributed wrapper of it).
+        learner: of the guard's kind.
+        lessons: labelled guard conversations, at least one of each label.
+        batch: probes a step.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self, model: Any, learner: Learner, lessons: Sequence[Lesson], *, batch: int = 2, seed: int = 0
+    ) -> None:
+        labels = [lesson.label == "unsafe" for lesson in lessons]
+        if all(labels) or not any(labels):
+            raise DataError(
+                f"guard data need both labels, got {sum(labels)} unsafe of {len(labels)}",
+                remedy="give safe and unsafe conversations with --guard-data",
+            )
+        self.model, self.learner, self.lessons = model, learner, list(lessons)
+        self.batch, self.seed = batch, seed
+        self.device = next(model.parameters()).device
+        self.unsafe = torch.tensor(labels, device=self.device)
+        self.whole = False
+        """Whether every draw runs to the logits and the answer, because some term needs them in each step."""
+        self._blocks = blocks(model)
+        self.depth = len(self._blocks)
+        self._prefix: KeyValues | None = None
+        self._kept = False
+        self._runs: dict[tuple[int, ...], _Run] = {}
+
+    def __len__(self) -> int:
+        return len(self.lessons)
+
+    def draw(self, step: int) -> list[int]:
+        """Half unsafe, half safe (the odd one alternates); every probe comes once before any comes twice."""
+        half = self.batch // 2
+        odd = self.batch % 2
+        counts = {True: half + (odd and step % 2), False: half + (odd and 1 - step % 2)}
+        picks = []
+        for label, count in counts.items():
+            mine = [i for i, unsafe in enumerate(self.unsafe.tolist()) if unsafe == label]
+            past = step * half + (odd and (step + (0 if label else 1)) // 2)
+            for k in range(past, past + count):
+                epoch, place = divmod(k, len(mine))
+                order = np.random.default_rng([self.seed, int(label), epoch]).permutation(len(mine))
+                picks.append(mine[order[place]])
+        return picks
+
+    def chunks(self) -> list[list[int]]:
+        """All probes, batches of similar length."""
+        order = sorted(range(len(self)), key=lambda i: (len(self.lessons[i].prompt_ids), i))
+        return [order[i : i + _CHUNK] for i in range(0, len(order), _CHUNK)]
+
+    @contextlib.contextmanager
+    def step(self, prefix: KeyValues | None = None) -> Iterator[None]:
+        """Within the block weights do not change: runs are kept, and the prefix too (the task's, where it has one)."""
+        self._prefix, self._kept = prefix, True
+        try:
+            yield
+        finally:
+            self._prefix, self._runs, self._kept = None, {}, False
+
+    def look(self, picks: Sequence[int], *, layers: Sequence[int] = (), logits: bool = True) -> Seen:
+        """See Probes. With `logits` and gradients on, `hidden` lies on the way to the logits."""
+        if logits or not layers or self.whole:
+            run = self._run(picks, layers)
+            return Seen({k: run.hidden[k] for k in layers}, self.learner.verdict(run.logits), run.logits)
+        return Seen(self._stopped(picks, layers))
+
+    def answer_loss(self, picks: Sequence[int]) -> Tensor:
+        """See Probes."""
+        return self._run(picks, ()).losses.mean()
+
+    def gradients(self, loss: Tensor) -> Gradients:
+        """See Probes. The graph is kept, for other gradients of the same step."""
+        named = self.parameters()
+        found = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
+        return {
+            name: torch.zeros_like(p) if g is None else g
+            for (name, p), g in zip(named.items(), found, strict=True)
+        }
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """See Probes."""
+        return {name: p for name, p in sorted(self.model.named_parameters()) if p.requires_grad}
+
+    def modules(self) -> dict[str, Any]:
+        """See Probes: LoRA layers where there are any, else linear layers with trained weights."""
+        from peft.tuners.lora import LoraLayer
+
+        named = sorted(self.model.named_modules())
+        adapted = {plain_name(name): m for name, m in named if isinstance(m, LoraLayer)}
+        return adapted or {
+            plain_name(name): m
+            for name, m in named
+            if isinstance(m, torch.nn.Linear) and m.weight.requires_grad
+        }
+
+    def _run(self, picks: Sequence[int], layers: Sequence[int]) -> _Run:
+        key = tuple(picks)
+        known = self._runs.get(key)
+        if known is not None and set(layers) <= set(known.hidden):
+            return known
+        run = self._forward(picks, sorted({*layers, *(known.hidden if known else ())}))
+        if self._kept:
+            self._runs[key] = run
+        return run
+
+    def _forward(self, picks: Sequence[int], layers: Sequence[int]) -> _Run:
+        batch, at = self._batch(picks)
+        prefix = self._shared()  # before anything is watched
+        with _watching(self._blocks, layers, at) as hidden:
+            if isinstance(self.learner, CausalLearner):
+                targets = batch["targets"]
+                out = forward(self.model, prefix, batch["ids"], batch["mask"], keep=targets.shape[1] + 1)
+                answered = out.logits[:, :-1].float()
+                losses = self.learner.answered(answered, targets, batch["weights"])
+                first = targets.shape[1] - torch.tensor([len(self.lessons[i].answer_ids) for i in picks])
+                logits = answered[torch.arange(len(picks)), first]
+            else:
+                logits = self.learner.logits(self.model, batch)
+                chances = self.learner.verdict(logits)
+                losses = (
+                    -batch["weights"].to(logits) * chances.gather(1, batch["unsafe"].long()[:, None])[:, 0]
+                )
+        return _Run(hidden, logits, losses)
+
+    def _stopped(self, picks: Sequence[int], layers: Sequence[int]) -> dict[int, Tensor]:
+        """Hidden states from a forward that ends at the highest layer."""
+        batch, at = self._batch(picks, answers=False)
+        prefix = self._shared()
+        with _watching(self._blocks, layers, at, stop=True) as hidden:
+            if isinstance(self.learner, CausalLearner):
+                forward(self.model, prefix, batch["ids"], batch["mask"])
+            else:
+                self.learner.logits(self.model, batch)
+        return hidden
+
+    def _shared(self) -> KeyValues | None:
+        """The prefix of this step; computed here where the task had none."""
+        if self._prefix is not None:
+            return self._prefix
+        prefix = self.learner.prefix(self.model)
+        if self._kept:
+            self._prefix = prefix
+        return prefix
+
+    def _batch(self, picks: Sequence[int], *, answers: bool = True) -> tuple[dict[str, Any], Tensor]:
+        """The batch of some probes and, for each row, where its verdict position is."""
+        lessons = [self.lessons[i] for i in picks]
+        if isinstance(self.learner, CausalLearner):
+            if not answers:
+                lessons = [lesson.asked() for lesson in lessons]
+            batch = self.learner.collate(lessons)
+            at = torch.tensor([-1 - len(lesson.answer_ids) for lesson in lessons]) + batch["ids"].shape[1]
+        else:
+            batch = self.learner.collate(lessons)
+            at = batch["mask"].sum(1) - 1 if self.learner.causal else torch.zeros(len(picks)).long()
+        moved = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return moved, at.to(self.device)
+
+
+class _Run:
+    """What one forward of some probes gave."""
+
+    def __init__(self, hidden: dict[int, Tensor], logits: Tensor, losses: Tensor) -> None:
+        self.hidden, self.logits, self.losses = hidden, logits, losses
+
+
+class _ReachedError(Exception):
+    """The highest watched layer has been computed."""
+
+
+@contextlib.contextmanager
+def _watching(
+    modules: Any, layers: Sequence[int], at: Tensor, *, stop: bool = False
+) -> Iterator[dict[int, Tensor]]:
+    """Hidden states (rows, width) of some blocks at one position a row, with gradients, as the block runs.
+
+    Each is put back into the block's output, so that gradients with respect to it are gradients with respect to what
+    the next block reads.
+    """
+    hidden: dict[int, Tensor] = {}
+    rows = torch.arange(len(at), device=at.device)
+    last = max(layers, default=0)
+
+    def hook(layer: int) -> Any:
+        def keep(module: Any, inputs: Any, output: Any) -> Any:
+            states = output[0] if isinstance(output, tuple) else output
+            state = states[rows, at]
+            hidden[layer] = state.float()
+            if stop and layer == last:
+                raise _ReachedError
+            if stop or not states.requires_grad:
+                return None
+            # Through float32 and back is the identity on bf16 values.
+            states = states.index_put((rows, at), hidden[layer].to(states.dtype))
+            return (states, *output[1:]) if isinstance(output, tuple) else states
+
+        return keep
+
+    handles = [modules[layer - 1].register_forward_hook(hook(layer)) for layer in layers]
+    try:
+        with contextlib.suppress(_ReachedError):
+            yield hidden
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def plain_name(name: str) -> str:
+    """A module's name in the checkpoint, without what peft puts around it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer", "")

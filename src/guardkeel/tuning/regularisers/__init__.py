@@ -1,0 +1,1 @@
+"""Terms that keep a guard's safety while it is fine-tuned. One file each."""

@@ -1,0 +1,318 @@
+"""A fine-tune from its configuration: a guard and data in, a tuned guard and the record of how it kept up out.
+
+Run directory: run.json · config.toml · log.jsonl (a line a step) · monitor.jsonl (a line a look) · tuned/ (the adapter
+or checkpoint, with its threshold) · checkpoint-N/ · regulariser.safetensors (what was seen at θ₀).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import guardkeel
+from guardkeel.activations.blocks import blocks, monitored
+from guardkeel.errors import ConfigError, RunError
+from guardkeel.guards.classifier import ClassifierGuard
+from guardkeel.guards.embedded import NAME, keel_path
+from guardkeel.guards.load import AnyGuard, base_path, guard_path, load_guard
+from guardkeel.models.adapters import is_adapter
+from guardkeel.models.base import base_model_path
+from guardkeel.models.loading import checkpoint_digest, local_checkpoint
+from guardkeel.records import (
+    RunRecord,
+    claim,
+    environment,
+    toml_text,
+    value_digest,
+    write_json,
+    write_record,
+    write_text,
+)
+from guardkeel.resources import resolve
+from guardkeel.tuning.alignment import alignment
+from guardkeel.tuning.config import TuneConfig, read_config
+from guardkeel.tuning.gather import Gathered, encoded, gather
+from guardkeel.tuning.keeper import last_checkpoint
+from guardkeel.tuning.learned import measure
+from guardkeel.tuning.learner import learner as learner_of
+from guardkeel.tuning.log import StepLog, peak_memory
+from guardkeel.tuning.monitor import SafetyMonitor
+from guardkeel.tuning.order import schedule
+from guardkeel.tuning.points import MonitorPoint
+from guardkeel.tuning.posthoc import PostHoc
+from guardkeel.tuning.probes import GuardProbes
+from guardkeel.tuning.regularisers.base import Regulariser
+from guardkeel.tuning.regularisers.registry import build
+from guardkeel.tuning.regularisers.several import Several
+from guardkeel.tuning.results import Learned, TuneResults
+from guardkeel.tuning.trainer import GuardTrainer, arguments
+from guardkeel.tuning.weights import save, trainable
+
+TUNED = "tuned"
+
+Watch = Callable[[str, int, int | None], None]
+
+
+def tune(
+    guard: str = "keel-135m", data: str | Sequence[str] = (), *, out: str | Path, **config: Any
+) -> TuneResults:
+    """Fine-tune a guard on your own data without losing its safety.
+
+    Args:
+        guard: `keel-135m`, a folder, or a hub:, pypi: or path: reference.
+        data: what it is to learn: labelled guard conversations or instructions (files, suites, references).
+        out: the run directory. An unfinished run of the same configuration in it is resumed.
+        config: any field of TuneConfig: method, options, steps, learning_rate, adapter, …
+
+    Returns:
+        The results, which are also in out/run.json. The tuned guard is in out/tuned.
+
+    Raises:
+        GuardkeelError: naming what is wrong, where, and the remedy.
+    """
+    listed = [data] if isinstance(data, str) else list(data)
+    return run(read_config(None, config | {"guard": guard, "data": listed}), Path(out))
+
+
+def run(
+    config: TuneConfig,
+    folder: Path,
+    *,
+    gathered: Gathered | None = None,
+    command: Sequence[str] = (),
+    watch: Watch = lambda what, done, total: None,
+    on_point: Callable[[MonitorPoint, MonitorPoint], None] = lambda point, reference: None,
+) -> TuneResults:
+    """Run, or resume, the fine-tune of a configuration in a folder.
+
+    `gathered` are data already read and split, where the caller has them. `on_point` gets each look of the monitor
+    and the reference's.
+    """
+    started_at, started = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    regulariser = build(config.method, config.options)
+    path = guard_path(config.guard, progress=watch, offline=config.offline)
+    if is_adapter(path):
+        raise ConfigError(
+            f"{path}: is an adapter on {base_path(path)}, not a whole checkpoint",
+            remedy="merge it into its base first (peft's merge_and_unload), and tune the result",
+        )
+    gathered = gathered or gather(config, watch)
+    inputs = {"guard": checkpoint_digest(path)} | gathered.digests
+    claim(folder, value_digest([inputs, config.model_dump(exclude={"offline"})]), begun="checkpoint-*")
+    write_text(folder / "config.toml", toml_text(config.model_dump()))
+
+    guard = load_guard(
+        config.guard,
+        family=config.family,
+        dtype="float32" if config.adapter == "full" else config.dtype,
+        device=config.device,
+        offline=config.offline,
+        progress=watch,
+    )
+    shipped = guard.threshold
+    guard.model = model = trainable(
+        guard.model,
+        adapter=config.adapter,
+        rank=config.rank,
+        alpha=config.alpha,
+        first_layer=config.first_layer,
+        seed=config.seed,
+        task="classifier" if isinstance(guard, ClassifierGuard) else "causal",
+    )
+    teacher = learner_of(
+        guard,
+        max_tokens=config.max_tokens,
+        answer_weight=config.answer_weight,
+        share=not config.checkpointing,
+    )
+    lessons, aside, anchors = encoded(gathered, teacher, config.max_tokens)
+    probes = GuardProbes(model, teacher, anchors, batch=config.guard_batch, seed=config.seed)
+    if getattr(regulariser, "needs", ()):
+        regulariser.alignment = alignment(path, _unaligned(config, path, watch), list(probes.modules()))  # type: ignore[attr-defined]
+    before = _learned(folder / "before.json", lambda: measure(model, teacher, aside, shipped))
+    steps = config.steps or max(1, round(config.epochs * len(lessons) / (config.batch * config.accumulation)))
+    monitor = _monitor(config, folder, guard, gathered, on_point, watch)
+    trainer = GuardTrainer(
+        model,
+        teacher,
+        lessons,
+        args=arguments(
+            folder,
+            steps=steps,
+            batch=config.batch,
+            accumulation=config.accumulation,
+            learning_rate=config.learning_rate,
+            max_norm=config.max_norm,
+            seed=config.seed,
+            report_to=config.report_to,
+            cpu=model.device.type == "cpu",
+            checkpointing=config.checkpointing,
+            run_name=folder.name,
+        ),
+        regulariser=regulariser,
+        probes=probes if _looks(regulariser) else None,
+        schedule=partial(schedule, steps=steps, warmup=config.warmup, decay=config.decay),
+        callbacks=[monitor] if monitor else [],
+    )
+    log = StepLog(
+        folder,
+        trainer.facts,
+        lambda step: watch(f"fine-tune ({config.method})", step, steps),
+        every=config.every,
+    )
+    trainer.add_callback(log)
+    if monitor is not None:
+        monitor.trainer = trainer
+        trainer.keeper.keep = lambda: monitor.last_good
+    stopped, notes = _train(trainer, monitor, folder), list[str]()
+    for part in _parts(regulariser):
+        if isinstance(part, PostHoc):
+            notes.append(f"{part.name}: {json.dumps(part.apply(model))}")
+    threshold = shipped
+    if monitor is not None and config.recalibrate:
+        changed = any(isinstance(part, PostHoc) for part in _parts(regulariser))
+        point = monitor.look(trainer.state.global_step) if changed else monitor.points[-1]
+        threshold = point.threshold if point.threshold is not None else shipped
+    elif config.recalibrate:
+        notes.append("the threshold was not moved: there are no monitor items")
+    results = TuneResults(
+        method=config.method,
+        steps=trainer.state.global_step,
+        stopped=stopped,
+        before=before,
+        after=measure(model, teacher, aside, threshold),
+        after_shipped=measure(model, teacher, aside, shipped) if threshold != shipped else None,
+        threshold=threshold,
+        threshold_before=shipped,
+        trained=sum(p.numel() for p in probes.parameters().values()),
+        step_seconds=statistics.median(log.seconds) if log.seconds else 0.0,
+        peak_memory=peak_memory(str(model.device)),
+        monitor=[p.model_dump(mode="json") for p in monitor.points] if monitor else [],
+        notes=notes,
+    )
+    save(
+        model,
+        folder / TUNED,
+        base=config.guard if config.guard != "keel" else NAME,
+        beside=path,
+        settings={
+            "family": guard.family,
+            "name": folder.name,
+            "threshold": threshold,
+            "provenance": {"guard": inputs["guard"], "method": config.method, "rows": inputs["rows"]},
+        },
+    )
+    versions, hardware = environment()
+    write_record(
+        folder,
+        RunRecord(
+            verb="tune",
+            started_at=started_at,
+            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            guardkeel=guardkeel.__version__,
+            command=list(command),
+            inputs=inputs,
+            config=config.model_dump(mode="json"),
+            seeds={"seed": config.seed},
+            versions=versions,
+            hardware=hardware,
+            timings={"total": time.perf_counter() - started, "steps": sum(log.seconds)},
+            counts=gathered.counts | {"steps": results.steps},
+            results=results.model_dump(mode="json"),
+        ),
+    )
+    for leftover in folder.glob("checkpoint-*"):
+        if not config.keep_checkpoints:
+            shutil.rmtree(leftover)
+    (folder / "plan.json").unlink(missing_ok=True)
+    return results
+
+
+def _train(trainer: GuardTrainer, monitor: SafetyMonitor | None, folder: Path) -> str:
+    """Train, from the last whole checkpoint where there is one, and roll back if the tripwire stopped it. Says why."""
+    resume = last_checkpoint(folder)
+    for broken in set(folder.glob("checkpoint-*")) - {resume}:
+        if monitor is None or resume is None or broken.name != f"checkpoint-{monitor.last_good}":
+            shutil.rmtree(broken)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if monitor is None or monitor.tripped is None:
+        return ""
+    tripped, good = monitor.tripped, monitor.last_good
+    what = (
+        f"tripwire at step {tripped.step}: recall fell by {100 * tripped.fall:.1f} points "
+        f"(p = {tripped.harm_p:.2g})"
+    )
+    if not good:
+        raise RunError(
+            f"{what}, and no checkpoint before it was inside the margin: only the guard as it was is left",
+            remedy="choose a method that keeps its safety, look more often (--every), or lower the learning rate",
+        )
+    trainer.roll_back(good)
+    return f"{what}; back to step {good}"
+
+
+def _monitor(
+    config: TuneConfig,
+    folder: Path,
+    guard: AnyGuard,
+    gathered: Gathered,
+    on_point: Callable[[MonitorPoint, MonitorPoint], None],
+    watch: Watch,
+) -> SafetyMonitor | None:
+    if not gathered.monitor:
+        return None
+    monitor: SafetyMonitor
+
+    def tell(point: MonitorPoint) -> None:
+        on_point(point, monitor.points[0])
+
+    monitor = SafetyMonitor(
+        guard,
+        gathered.monitor,
+        folder,
+        every=config.every,
+        layers=monitored(len(blocks(guard.model)), 4),
+        margin=config.margin if config.tripwire else None,
+        recalibrate=config.recalibrate,
+        seed=config.seed,
+        on_point=tell,
+    )
+    return monitor
+
+
+def _parts(regulariser: Regulariser) -> list[Regulariser]:
+    return list(regulariser.parts.values()) if isinstance(regulariser, Several) else [regulariser]
+
+
+def _looks(regulariser: Regulariser) -> bool:
+    """Whether a method does anything while training."""
+    return any(type(p) is not Regulariser and not isinstance(p, PostHoc) for p in _parts(regulariser))
+
+
+def _unaligned(config: TuneConfig, path: Path, watch: Watch) -> Path:
+    """The checkpoint that the guard was made from."""
+    if config.unaligned is not None:
+        return local_checkpoint(resolve(config.unaligned, progress=watch, offline=config.offline), watch)
+    if path == keel_path(watch, config.offline):
+        return base_model_path(watch, config.offline)
+    raise ConfigError(
+        f"method {config.method!r} compares the guard with the model that it was made from",
+        remedy="name that checkpoint with --unaligned",
+    )
+
+
+def _learned(path: Path, make: Callable[[], Learned | None]) -> Learned | None:
+    """What the reference knew of the task: measured once, for a resumed run no longer has it."""
+    if path.exists():
+        found = json.loads(path.read_bytes())
+        return Learned(**found) if found else None
+    made = make()
+    write_json(path, made.model_dump() if made else None)
+    return made

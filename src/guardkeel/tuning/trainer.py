@@ -1,0 +1,175 @@
+"""The Hugging Face Trainer, taught to teach guards: shared policy prefix, regulariser in the same graph, exact resume.
+
+Data order, schedule and draws of probes are functions of the seed and the step, so a resumed run sees what it would
+have seen. AdamW without weight decay, linear warm-up, then constant or cosine to a tenth.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from guardkeel.tuning.keeper import Keeper, not_finite
+from guardkeel.tuning.learner import Learner, training
+from guardkeel.tuning.lessons import Lesson
+from guardkeel.tuning.order import batches
+from guardkeel.tuning.probes import GuardProbes
+from guardkeel.tuning.regularisers.base import Regulariser
+
+
+class GuardTrainer(Trainer):  # type: ignore[misc]
+    """Trains a guard on lessons with a regulariser.
+
+    Args:
+        model: the model with its trainable weights (LoRA, DoRA or all).
+        learner: of the guard's kind.
+        lessons: what is to be learned.
+        regulariser: `Regulariser()` for none.
+        probes: guard data, for every regulariser but none.
+        args: TrainingArguments; see `arguments`.
+        schedule: learning-rate factor at each optimiser step.
+        callbacks: more callbacks.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        learner: Learner,
+        lessons: Sequence[Lesson],
+        *,
+        args: TrainingArguments,
+        regulariser: Regulariser | None = None,
+        probes: GuardProbes | None = None,
+        schedule: Callable[[int], float] = lambda step: 1.0,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.learner, self.probes = learner, probes
+        self.regulariser = regulariser or Regulariser()
+        self.keeper = Keeper(self.regulariser, probes, fused=True)
+        self._schedule = schedule
+        super().__init__(
+            model,
+            args,
+            train_dataset=list(lessons),
+            data_collator=learner.collate,
+            callbacks=[self.keeper, *callbacks],
+        )
+        self.model_accepts_loss_kwargs = (
+            False  # the loss is a mean: the Trainer divides it by the accumulation
+        )
+        from transformers.trainer_callback import PrinterCallback
+
+        self.remove_callback(PrinterCallback)
+
+    def get_train_dataloader(self) -> Any:
+        """All batches of the run in one pass, so that a resumed run skips what it has seen."""
+        args = self.args
+        lengths = [len(lesson.prompt_ids) + len(lesson.answer_ids) for lesson in self.train_dataset]
+        count = args.max_steps * args.gradient_accumulation_steps
+        order = batches(lengths, size=args.per_device_train_batch_size, count=count, seed=args.data_seed)
+        loader = DataLoader(self.train_dataset, batch_sampler=order, collate_fn=self.data_collator)
+        return self.accelerator.prepare(loader)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """See the module's docstring."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self._schedule)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See Trainer.train; denormals are flushed meanwhile."""
+        with training(self.model):
+            return super().train(*args, **kwargs)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward; RunError at the first loss that is not finite."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise not_finite(self.args, self.state, f"loss {loss.item():g}")
+        return loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The task's loss and, once an optimiser step, the regulariser's."""
+        prefix = self.learner.prefix(model) if inputs["shared"] else None
+        task = self.learner.loss(model, inputs, prefix)
+        self.task_loss = float(task.detach())
+        if self.probes is None or not self.accelerator.sync_gradients:
+            return task
+        step, parts = self.state.global_step, self.current_gradient_accumulation_steps
+        with self.probes.step(prefix):
+            term = self.regulariser.loss(self.probes, step)
+            if self.regulariser.wants(step):
+                gradients = self.probes.gradients(task / parts)
+                for name, p in self.probes.parameters().items():
+                    if p.grad is not None:  # of the batches that were accumulated before this one
+                        gradients[name] = gradients[name] + p.grad
+                self.regulariser.observe(self.probes, step, gradients)
+        return task if term is None else task + parts * term
+
+    def facts(self) -> dict[str, float]:
+        """Numbers of the last step for the log."""
+        return {
+            "loss": self.task_loss,
+            "norm": self.keeper.norm,
+            "rate": float(self.lr_scheduler.get_last_lr()[0]),
+        } | self.regulariser.log()
+
+    def roll_back(self, step: int) -> None:
+        """Put the weights of a checkpoint back into the model."""
+        self._load_from_checkpoint(str(Path(self.args.output_dir) / f"checkpoint-{step}"))
+        self.state.global_step = step
+
+
+def arguments(
+    folder: Path,
+    *,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    accumulation: int = 1,
+    seed: int = 0,
+    max_norm: float = 1.0,
+    report_to: Sequence[str] = (),
+    cpu: bool = True,
+    checkpointing: bool = False,
+    run_name: str | None = None,
+) -> TrainingArguments:
+    """TrainingArguments for GuardTrainer: checkpoints are asked for by callbacks, bars are the command's own."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=learning_rate,
+        weight_decay=0.0,
+        optim="adamw_torch",
+        max_grad_norm=max_norm,
+        save_strategy="no",
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=list(report_to) or "none",
+        run_name=run_name,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=cpu,
+        remove_unused_columns=False,
+        gradient_checkpointing=checkpointing,
+        dataloader_pin_memory=False,
+    )
