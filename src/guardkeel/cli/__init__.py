@@ -18,6 +18,7 @@ app = typer.Typer(
         "Fine-tune a guard on perfectly harmless data and it can stop seeing harm. "
         "[bold]guardkeel audit[/bold] judges the same labelled conversations with the guard before and after "
         "and says, with paired statistics, what changed and where; "
+        "[bold]guardkeel tune[/bold] fine-tunes it without losing that; "
         "[bold]guardkeel gate[/bold] turns that into allow, hold or deny."
     ),
     epilog=(
@@ -47,9 +48,9 @@ def root(
 
 
 def _register() -> None:
-    from guardkeel.cli import audit, demo, doctor, gate, models, report, suites
+    from guardkeel.cli import audit, demo, doctor, gate, models, report, suites, tune
 
-    for module in (demo, audit, gate, report, suites, models, doctor):
+    for module in (demo, audit, tune, gate, report, suites, models, doctor):
         module.register(app)
 
 

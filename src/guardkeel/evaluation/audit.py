@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -54,6 +55,16 @@ class Source(BaseModel):
     base: str = ""
 
 
+@dataclass(frozen=True)
+class Known:
+    """A guard that was scored before; `layers` of its `depth` blocks were watched."""
+
+    scored: Scored
+    info: GuardInfo
+    layers: tuple[int, ...] = ()
+    depth: int = 0
+
+
 def audit_guards(
     guards: Iterable[tuple[str, AnyGuard]],
     suites: Sequence[Suite],
@@ -63,6 +74,7 @@ def audit_guards(
     settings: AuditSettings | None = None,
     policy: Policy | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
+    known: Mapping[str, Known] = MappingProxyType({}),
     command: Sequence[str] = (),
     watch: Watch = lambda what, done, total: None,
 ) -> AuditResults:
@@ -71,7 +83,8 @@ def audit_guards(
     `guards` yields ("reference", guard) and, where two are compared, ("candidate", guard), each when it is asked for
     (see guards.pair), so that two large models need not be in memory at once. `sources` names the same
     roles. `options` are those the guards were loaded with; they go into the record and, as all of it, must be the
-    same for a run to be resumed. Raises ConfigError when the folder holds another run.
+    same for a run to be resumed. `known` are roles that `score_reference` has scored on the same suites under the
+    same settings; `guards` then yields the others only. Raises ConfigError when the folder holds another run.
     """
     settings = settings or AuditSettings()
     policy = policy or default_policy()
@@ -91,11 +104,11 @@ def audit_guards(
 
     sample = geometry_sample(items, settings.geometry_items) if settings.geometry else []
     judgements = [i.judgement for i in items]
-    scored: dict[str, Scored] = {}
-    infos: dict[str, GuardInfo] = {}
+    scored = {role: before.scored for role, before in known.items()}
+    infos = {role: before.info for role, before in known.items()}
     missing: list[str] = []
-    layers: tuple[int, ...] = ()
-    depth = 0
+    layers: tuple[int, ...] = known["reference"].layers if "reference" in known else ()
+    depth = known["reference"].depth if "reference" in known else 0
 
     def run(role: str, guard: Any) -> None:
         nonlocal layers, depth
@@ -151,6 +164,32 @@ def audit_guards(
     shutil.rmtree(folder / "progress", ignore_errors=True)
     (folder / "plan.json").unlink(missing_ok=True)
     return results
+
+
+def score_reference(
+    guard: AnyGuard,
+    suites: Sequence[Suite],
+    folder: Path,
+    *,
+    source: Source,
+    settings: AuditSettings | None = None,
+    watch: Watch = lambda what, done, total: None,
+) -> Known:
+    """Score a reference once, for many audits of candidates on the same suites; resumes what is in `folder`."""
+    settings = settings or AuditSettings()
+    items = select(suites, limit=settings.limit)
+    depth = _depth(guard.model, []) if settings.geometry else 0
+    layers = _layers(depth, settings)
+    scored = score(
+        guard,
+        [i.judgement for i in items],
+        folder,
+        "reference",
+        layers=layers,
+        sample=geometry_sample(items, settings.geometry_items) if layers else [],
+        watch=lambda d, t: watch("score reference", d, t),
+    )
+    return Known(scored, _info(guard, source), layers, depth)
 
 
 def _depth(model: Any, missing: list[str]) -> int:

@@ -1,17 +1,23 @@
 """What a fine-tune reads: the task's rows, guard data for the method, and items for the monitor, none in two of them.
 
-Suites are split jointly, so that neither a text nor a near-duplicate of one is both learned and looked at.
+Suites are split jointly, so that neither a text nor a near-duplicate of one is both learned and looked at. Files are
+used whole: their rows whose very text the monitor looks at, and guard data that the task holds, are left out.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from guardkeel.conversation import Example
 from guardkeel.errors import DataError
 from guardkeel.evaluation.suites import Suite, SuiteItem, load_suite, split_many
+from guardkeel.evaluation.suites.near_duplicates import UnionFind
+from guardkeel.evaluation.suites.splits import comparable
+from guardkeel.evaluation.suites.suite import judged_texts
 from guardkeel.records import value_digest
 from guardkeel.tuning.config import TuneConfig
 from guardkeel.tuning.data import TuningData, data_file, read_file, suite_data
@@ -20,18 +26,21 @@ from guardkeel.tuning.lessons import Lesson, classifier_lessons, guard_lessons, 
 from guardkeel.tuning.targets import Instruction, Target
 
 Watch = Callable[[str, int, int | None], None]
-Row = TypeVar("Row", bound=Target | Instruction | SuiteItem)
+Task = Target | Instruction
+Row = TypeVar("Row", bound=Task | SuiteItem)
 
 
 @dataclass(frozen=True)
 class Gathered:
     """`task` is learned, `aside` is kept to measure that, `guard` is what a method looks at, `monitor` the monitor."""
 
-    task: Sequence[Target | Instruction]
-    aside: Sequence[Target | Instruction]
+    task: Sequence[Task]
+    aside: Sequence[Task]
     guard: Sequence[Target] = ()
     monitor: Sequence[SuiteItem] = ()
     digests: dict[str, str] = field(default_factory=dict)
+    left_out: int = 0
+    """Rows of the task and guard data whose text is in another of these."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -41,7 +50,16 @@ class Gathered:
             "rows kept aside": len(self.aside),
             "guard data": len(self.guard),
             "monitor items": len(self.monitor),
+            "left out as repeated": self.left_out,
         }
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What was read of a configuration's data, by the names it has there. Suites are yet to be split jointly."""
+
+    files: dict[str, TuningData]
+    suites: dict[str, Suite]
 
 
 def gather(config: TuneConfig, watch: Watch) -> Gathered:
@@ -50,6 +68,13 @@ def gather(config: TuneConfig, watch: Watch) -> Gathered:
     Raises:
         DataError, ConfigError, ResourceError: naming what cannot be read.
     """
+    sources = read(config, watch)
+    together = split_many(list(sources.suites.values()))
+    return choose(config, replace(sources, suites=dict(zip(sources.suites, together, strict=True))))
+
+
+def read(config: TuneConfig, watch: Watch) -> Sources:
+    """Read what the configuration names."""
     kind = None if config.kind == "auto" else config.kind
     files: dict[str, TuningData] = {}
     suites: dict[str, Suite] = {}
@@ -60,37 +85,62 @@ def gather(config: TuneConfig, watch: Watch) -> Gathered:
             files[name] = read_file(path, kind=mine, source=config.source if name in config.data else None)
         else:
             suites[name] = load_suite(name, data=config.data_folder, offline=config.offline, progress=watch)
-    suites = dict(zip(suites, split_many(list(suites.values())), strict=True))
+    return Sources(files, suites)
 
-    def read(name: str, source: str | None = None) -> TuningData:
-        return files[name] if name in files else suite_data(suites[name], source=source)
 
-    domain = [read(name, config.source) for name in config.data]
+def choose(config: TuneConfig, sources: Sources) -> Gathered:
+    """Choose among what was read, whose suites share no text by now."""
+    suites = sources.suites
+
+    def rows_of(name: str, source: str | None = None) -> TuningData:
+        return sources.files[name] if name in sources.files else suite_data(suites[name], source=source)
+
+    domain = [rows_of(name, config.source) for name in config.data]
     if len({d.kind for d in domain}) > 1:
         raise DataError(
             f"{', '.join(config.data)}: guard conversations and instructions in one run",
             remedy="tune on one, then on the other",
         )
-    rows = _first([row for d in domain for row in (*d.targets, *d.instructions)], config.most)
-    guard = [read(name) for name in config.guard_data]
+    listed: list[Task] = []
+    for d in domain:
+        listed += [*d.targets, *d.instructions]
+    rows = first(listed, config.most)
+    guard = [rows_of(name) for name in config.guard_data]
     for name, found in zip(config.guard_data, guard, strict=True):
         if found.kind != "guard":
             raise DataError(f"{name}: guard data need labels, these are instructions", remedy="label them")
     items = [
         item
         for name in config.monitor
-        for item in _first(suites[name].items("calibrate"), config.monitor_items)
+        for item in first(suites[name].items("calibrate"), config.monitor_items)
     ]
-    aside = set(map(_id, _first(rows, round(config.held_out * len(rows)))))
+    seen = {text for item in items for text in _texts(item)}
+    new = [row for row in rows if seen.isdisjoint(_texts(row))]
+    task, aside = _parted(new, config.held_out)
+    if not task:
+        raise DataError(
+            f"{', '.join(config.data)}: of {len(rows)} rows {len(rows) - len(new)} are the monitor's and {len(aside)} "
+            "kept aside, none is left to learn",
+            remedy="give more rows, lower held_out, or choose other monitor suites",
+        )
+    seen |= {text for row in new for text in _texts(row)}
+    anchors = [t for d in guard for t in d.targets]
+    own = [t for t in anchors if seen.isdisjoint(_texts(t))]
+    if anchors and not own:
+        raise DataError(
+            f"{', '.join(config.guard_data)}: every row is in the task's data or looked at by the monitor",
+            remedy="give guard data of their own, or other monitor suites",
+        )
     digests = {f"data {name}": d.digest for name, d in zip(config.data, domain, strict=True)}
     digests |= {f"guard data {name}": d.digest for name, d in zip(config.guard_data, guard, strict=True)}
     digests |= {f"monitor {name}": suites[name].digest for name in config.monitor}
     return Gathered(
-        task=[row for row in rows if _id(row) not in aside],
-        aside=[row for row in rows if _id(row) in aside],
-        guard=balanced([t for d in guard for t in d.targets], config.guard_items),
+        task=task,
+        aside=aside,
+        guard=balanced(own, config.guard_items),
         monitor=items,
         digests=digests | {"rows": value_digest([_id(row) for row in rows])},
+        left_out=len(rows) - len(new) + len(anchors) - len(own),
     )
 
 
@@ -99,7 +149,7 @@ def balanced(targets: Sequence[Target], most: int) -> list[Target]:
     sides = [[t for t in targets if t.label == label] for label in ("unsafe", "safe")]
     few = min(map(len, sides))
     room = [min(len(side), max(most // 2, most - few)) for side in sides]
-    return [t for side, n in zip(sides, room, strict=True) for t in _first(side, n)]
+    return [t for side, n in zip(sides, room, strict=True) for t in first(side, n)]
 
 
 def encoded(gathered: Gathered, learner: Learner, max_tokens: int) -> list[list[Lesson]]:
@@ -118,30 +168,58 @@ def encoded(gathered: Gathered, learner: Learner, max_tokens: int) -> list[list[
         ]
     if learner.sharing and guard_rows:
         learner.encoder.share([t.judgement for t in guard_rows])
-    made = []
-    for rows in (gathered.task, gathered.aside, gathered.guard):
-        made.append(
-            guard_lessons([t for t in rows if isinstance(t, Target)], learner.encoder, learner.tokenizer)
-            + instruction_lessons(
-                [i for i in rows if isinstance(i, Instruction)], learner.tokenizer, max_tokens
-            )
-            if rows
-            else []
-        )
-    return made
+
+    def made(rows: Sequence[Task]) -> list[Lesson]:
+        judged = [row for row in rows if isinstance(row, Target)]
+        answered = [row for row in rows if isinstance(row, Instruction)]
+        lessons = guard_lessons(judged, learner.encoder, learner.tokenizer) if judged else []
+        return lessons + (instruction_lessons(answered, learner.tokenizer, max_tokens) if answered else [])
+
+    return [made(rows) for rows in (gathered.task, gathered.aside, gathered.guard)]
 
 
-def _id(row: Target | Instruction | SuiteItem) -> str:
+def _id(row: Task | SuiteItem) -> str:
     return row.id if isinstance(row, Instruction) else row.judgement.id
 
 
-def _first(rows: Sequence[Row], most: int | None) -> list[Row]:
+def first(rows: Sequence[Row], most: int | None) -> list[Row]:
     """At most `most` rows, chosen by their ids and kept in their order."""
     if most is None or len(rows) <= most:
         return list(rows)
-    chosen = set(
-        sorted(
-            range(len(rows)), key=lambda i: hashlib.sha256(_id(rows[i]).encode("utf-8", "replace")).digest()
-        )[:most]
-    )
+    chosen = set(_shuffled(rows)[:most])
     return [row for i, row in enumerate(rows) if i in chosen]
+
+
+def _shuffled(rows: Sequence[Task | SuiteItem]) -> list[int]:
+    """Indices in an order that follows from the ids."""
+    return sorted(
+        range(len(rows)), key=lambda i: hashlib.sha256(_id(rows[i]).encode("utf-8", "replace")).digest()
+    )
+
+
+def _parted(rows: Sequence[Task], share: float) -> tuple[list[Task], list[Task]]:
+    """(the others, at most this share of the rows), which have no text in common."""
+    sets, holder = UnionFind(len(rows)), dict[str, int]()
+    for i, row in enumerate(rows):
+        for text in _texts(row):
+            sets.union(holder.setdefault(text, i), i)
+    roots = sets.roots()
+    sizes, aside, room = Counter(roots), set[int](), round(share * len(rows))
+    for i in _shuffled(rows):
+        if roots[i] not in aside and sizes[roots[i]] <= room:
+            aside.add(roots[i])
+            room -= sizes[roots[i]]
+    parts: tuple[list[Task], list[Task]] = [], []
+    for root, row in zip(roots, rows, strict=True):
+        parts[root in aside].append(row)
+    return parts
+
+
+def _texts(row: Task | SuiteItem) -> list[str]:
+    """What is judged or learned, normalised; an instruction is its whole conversation."""
+    if isinstance(row, Instruction):
+        texts: tuple[str, ...] = (row.conversation.text,)
+    else:
+        asked = row.judgement
+        texts = judged_texts(Example(asked.id, asked.conversation, {asked.side: row.label}))
+    return [text for text in map(comparable, texts) if text]

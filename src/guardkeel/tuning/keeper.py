@@ -11,7 +11,7 @@ prefix between them and costs less; the sum it steps along is the same.
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,17 +22,19 @@ from transformers import TrainerCallback
 
 from guardkeel.errors import ConfigError, RunError
 from guardkeel.records import atomic_writer, write_json
+from guardkeel.tuning.posthoc import PostHoc
 from guardkeel.tuning.probes import GuardProbes
 from guardkeel.tuning.regularisers.base import Gradients, Regulariser
+from guardkeel.tuning.regularisers.several import Several
 
 FIXED, MOVING, DONE = "regulariser.safetensors", "regulariser-state.safetensors", "complete.json"
 
 
-class Keeper(TrainerCallback):
+class Keeper(TrainerCallback):  # type: ignore[misc]
     """Puts a regulariser into a Trainer, keeps its state with the checkpoints, and stops at what is not finite."""
 
     def __init__(self, regulariser: Regulariser, probes: GuardProbes | None, *, fused: bool = False) -> None:
-        if probes is None and type(regulariser) is not Regulariser:
+        if probes is None and acts(regulariser):
             raise ConfigError(
                 f"method {regulariser.name!r} needs guard data", remedy="give some with --guard-data"
             )
@@ -49,11 +51,13 @@ class Keeper(TrainerCallback):
                 "fp16 training scales gradients, which terms added to them do not know",
                 remedy="train in bf16 or float32",
             )
+        if self.probes is None:
+            return
         home = Path(args.output_dir)
         if state.global_step:
             self.regulariser.fixed = _load(home / FIXED)
             self.regulariser.moving = _load(home / f"checkpoint-{state.global_step}" / MOVING)
-        elif self.probes is not None:
+        else:
             with _evaluating(self.probes.model):
                 self.regulariser.prepare(self.probes)
             if args.should_save:
@@ -62,24 +66,24 @@ class Keeper(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the term's gradient (unless fused), let the regulariser change the sum, refuse what is not finite."""
         named = self._named(kwargs["model"])
-        gradients = {name: p.grad for name, p in named.items()}
         if self.probes is not None:
+            gradients = {}
             for name, p in named.items():
                 if p.grad is None:
-                    gradients[name] = p.grad = torch.zeros_like(p)
-            step = state.global_step
-            if not self.fused:
-                with self.probes.step():
-                    self._add(step, gradients)
-                    self.regulariser.edit(self.probes, step, gradients)
-                if args.max_grad_norm > 0:
-                    torch.nn.utils.clip_grad_norm_(list(named.values()), args.max_grad_norm)
-            else:
-                with self.probes.step():
-                    self.regulariser.edit(self.probes, step, gradients)
-        grads = [g for g in gradients.values() if g is not None]
-        self.norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
-        if not torch.isfinite(torch.tensor(self.norm)):
+                    p.grad = torch.zeros_like(p)
+                gradients[name] = p.grad
+            with self.probes.step():
+                if not self.fused:
+                    self._add(state.global_step, gradients)
+                self.regulariser.edit(self.probes, state.global_step, gradients)
+            edits = any(type(part).edit is not Regulariser.edit for part in parts(self.regulariser))
+            if (
+                edits or not self.fused
+            ) and args.max_grad_norm > 0:  # what was added or edited has not been clipped yet
+                torch.nn.utils.clip_grad_norm_(list(named.values()), args.max_grad_norm)
+        # Nothing is above infinity: this measures, and changes no bit.
+        self.norm = float(torch.nn.utils.clip_grad_norm_(list(named.values()), math.inf))
+        if not math.isfinite(self.norm):
             raise not_finite(args, state, f"gradient norm {self.norm:g}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -88,16 +92,11 @@ class Keeper(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             _save(folder / MOVING, self.regulariser.moving)
             write_json(folder / DONE, {"step": state.global_step})
+            if not self.fused:
+                return  # in others' Trainers save_total_limit says which are kept
             for old in folder.parent.glob("checkpoint-*"):
                 if old.name not in (folder.name, f"checkpoint-{self.keep()}"):
                     shutil.rmtree(old)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
-    ) -> None:
-        """Add the regulariser's numbers to what the Trainer reports."""
-        if logs is not None and "loss" in logs:
-            logs.update(self.regulariser.log())
 
     def _add(self, step: int, gradients: Gradients) -> None:
         assert self.probes is not None
@@ -114,14 +113,20 @@ class Keeper(TrainerCallback):
         return {n: p for n, p in sorted(model.named_parameters()) if p.requires_grad}
 
 
+def parts(regulariser: Regulariser) -> list[Regulariser]:
+    """The parts of a joined method, or the one that it is."""
+    return list(regulariser.parts.values()) if isinstance(regulariser, Several) else [regulariser]
+
+
+def acts(regulariser: Regulariser) -> bool:
+    """Whether a method does anything while training."""
+    return any(type(p) is not Regulariser and not isinstance(p, PostHoc) for p in parts(regulariser))
+
+
 def not_finite(args: Any, state: Any, what: str) -> RunError:
     """The error at the first number that is not finite; the optimiser step that would spread it is not made."""
     kept = last_checkpoint(Path(args.output_dir))
-    where = (
-        f"the last good checkpoint is {kept}"
-        if kept
-        else "no checkpoint was written yet; lower --checkpoint-every"
-    )
+    where = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet; lower --every"
     return RunError(
         f"step {state.global_step + 1}: {what}; {where}",
         remedy="lower the learning rate or the method's strength, or train in float32",
@@ -131,10 +136,15 @@ def not_finite(args: Any, state: Any, what: str) -> RunError:
 def last_checkpoint(home: Path) -> Path | None:
     """The latest checkpoint of a run that was written whole."""
     whole = [p for p in home.glob("checkpoint-*") if (p / DONE).is_file()]
-    return max(whole, key=lambda p: int(json.loads((p / DONE).read_bytes())["step"]), default=None)
+    return max(whole, key=step_of, default=None)
 
 
-class _evaluating:  # noqa: N801 - a context manager
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+class _evaluating:
     """Dropout off while the reference is looked at."""
 
     def __init__(self, model: Any) -> None:
@@ -157,4 +167,5 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def _load(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return load_file(path)
+    tensors: dict[str, torch.Tensor] = load_file(path)
+    return tensors

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from guardkeel.tuning.learner import IGNORED, CausalLearner, Learner
 from guardkeel.guards.prefix import forward
+from guardkeel.tuning.learner import IGNORED, CausalLearner, Learner
 from guardkeel.tuning.lessons import Lesson
 from guardkeel.tuning.results import Learned
 

@@ -129,11 +129,11 @@ class ClassifierLearner:
     def prefix(self, model: Any) -> None:
         """Classifiers share nothing."""
 
-    def loss(self, model: Any, batch: Batch, prefix: None) -> Tensor:
+    def loss(self, model: Any, batch: Batch, prefix: KeyValues | None) -> Tensor:
         """Mean over the rows of a batch of the weighted loss of each."""
         return self.row_losses(model, batch, prefix).mean()
 
-    def row_losses(self, model: Any, batch: Batch, prefix: None) -> Tensor:
+    def row_losses(self, model: Any, batch: Batch, prefix: KeyValues | None) -> Tensor:
         """The weighted loss of each row, (rows,)."""
         chances = self.verdict(self.logits(model, batch))
         return -batch["weights"] * chances.gather(1, batch["unsafe"].long()[:, None])[:, 0]
@@ -148,7 +148,8 @@ class ClassifierLearner:
         """log P(safe), log P(unsafe), (n, 2)."""
         if self.guard.multi_label:
             top = logits[:, self.guard.unsafe].amax(-1)
-            return torch.nn.functional.logsigmoid(torch.stack([-top, top], -1))
+            either: Tensor = torch.nn.functional.logsigmoid(torch.stack([-top, top], -1))
+            return either
         safe = [i for i in self.guard.labels if i not in self.guard.unsafe]
         both = [logits[:, ids].logsumexp(-1) for ids in (safe, self.guard.unsafe)]
         return torch.stack(both, -1).log_softmax(-1)
@@ -164,12 +165,33 @@ def learner(guard: AnyGuard, **options: Any) -> Learner:
 
 @contextlib.contextmanager
 def training(model: Any) -> Iterator[None]:
-    """The model in training mode and denormals flushed in the block: scores after it are those of a fresh process."""
+    """The model in training mode, without dropout and with denormals flushed in the block: scores after it are those
+    of a fresh process.
+    """
     before = bool(torch.tensor(1e-38) * 1e-3 == 0)
     model.train()
     torch.set_flush_denormal(True)  # gradients of a confident guard are full of them, and CPUs crawl on them
     try:
-        yield
+        with undropped(model):
+            yield
     finally:
         torch.set_flush_denormal(before)
         model.eval()
+
+
+@contextlib.contextmanager
+def undropped(model: Any) -> Iterator[None]:
+    """No dropout in the block, in training mode too: what a look at the guard then sees moved, its weights moved."""
+    rates = [
+        (module, name, rate)
+        for module in model.modules()
+        for name, rate in vars(module).items()
+        if isinstance(rate, float) and rate and ("dropout" in name or isinstance(module, torch.nn.Dropout))
+    ]
+    for module, name, _ in rates:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, rate in rates:
+            setattr(module, name, rate)

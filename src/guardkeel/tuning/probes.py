@@ -17,7 +17,7 @@ from torch import Tensor
 from guardkeel.activations.blocks import blocks
 from guardkeel.errors import DataError
 from guardkeel.guards.prefix import KeyValues, forward
-from guardkeel.tuning.learner import CausalLearner, Learner
+from guardkeel.tuning.learner import CausalLearner, Learner, undropped
 from guardkeel.tuning.lessons import Lesson
 from guardkeel.tuning.regularisers.base import Gradients, Seen
 
@@ -81,10 +81,13 @@ class GuardProbes:
 
     @contextlib.contextmanager
     def step(self, prefix: KeyValues | None = None) -> Iterator[None]:
-        """Within the block weights do not change: runs are kept, and the prefix too (the task's, where it has one)."""
+        """Within the block weights do not change: runs are kept, and the prefix too (the task's, where it has one).
+        Nothing is dropped out, so that the same weights look the same.
+        """
         self._prefix, self._kept = prefix, True
         try:
-            yield
+            with undropped(self.model):
+                yield
         finally:
             self._prefix, self._runs, self._kept = None, {}, False
 
@@ -113,19 +116,11 @@ class GuardProbes:
         return {name: p for name, p in sorted(self.model.named_parameters()) if p.requires_grad}
 
     def modules(self) -> dict[str, Any]:
-        """See Probes: LoRA layers where there are any, else linear layers with trained weights."""
-        from peft.tuners.lora import LoraLayer
-
-        named = sorted(self.model.named_modules())
-        adapted = {plain_name(name): m for name, m in named if isinstance(m, LoraLayer)}
-        return adapted or {
-            plain_name(name): m
-            for name, m in named
-            if isinstance(m, torch.nn.Linear) and m.weight.requires_grad
-        }
+        """See trained_modules."""
+        return trained_modules(self.model)
 
     def _run(self, picks: Sequence[int], layers: Sequence[int]) -> _Run:
-        key = tuple(picks)
+        key = (int(torch.is_grad_enabled()), *picks)  # a run without gradients serves no one who wants them
         known = self._runs.get(key)
         if known is not None and set(layers) <= set(known.hidden):
             return known
@@ -169,7 +164,7 @@ class GuardProbes:
         if self._prefix is not None:
             return self._prefix
         prefix = self.learner.prefix(self.model)
-        if self._kept:
+        if self._kept and torch.is_grad_enabled():
             self._prefix = prefix
         return prefix
 
@@ -234,6 +229,17 @@ def _watching(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def trained_modules(model: Any) -> dict[str, Any]:
+    """LoRA layers where there are any, else linear layers with trained weights, by their names in the checkpoint."""
+    from peft.tuners.lora import LoraLayer
+
+    named = sorted(model.named_modules())
+    adapted = {plain_name(name): m for name, m in named if isinstance(m, LoraLayer)}
+    return adapted or {
+        plain_name(name): m for name, m in named if isinstance(m, torch.nn.Linear) and m.weight.requires_grad
+    }
 
 
 def plain_name(name: str) -> str:

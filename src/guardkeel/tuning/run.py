@@ -31,7 +31,6 @@ from guardkeel.records import (
     environment,
     toml_text,
     value_digest,
-    write_json,
     write_record,
     write_text,
 )
@@ -39,7 +38,7 @@ from guardkeel.resources import resolve
 from guardkeel.tuning.alignment import alignment
 from guardkeel.tuning.config import TuneConfig, read_config
 from guardkeel.tuning.gather import Gathered, encoded, gather
-from guardkeel.tuning.keeper import last_checkpoint
+from guardkeel.tuning.keeper import acts, last_checkpoint, parts, step_of
 from guardkeel.tuning.learned import measure
 from guardkeel.tuning.learner import learner as learner_of
 from guardkeel.tuning.log import StepLog, peak_memory
@@ -47,12 +46,10 @@ from guardkeel.tuning.monitor import SafetyMonitor
 from guardkeel.tuning.order import schedule
 from guardkeel.tuning.points import MonitorPoint
 from guardkeel.tuning.posthoc import PostHoc
-from guardkeel.tuning.probes import GuardProbes
-from guardkeel.tuning.regularisers.base import Regulariser
+from guardkeel.tuning.probes import GuardProbes, trained_modules
 from guardkeel.tuning.regularisers.registry import build
-from guardkeel.tuning.regularisers.several import Several
-from guardkeel.tuning.results import Learned, TuneResults
-from guardkeel.tuning.trainer import GuardTrainer, arguments
+from guardkeel.tuning.results import TuneResults
+from guardkeel.tuning.trainer import GuardTrainer, arguments, check_reports
 from guardkeel.tuning.weights import save, trainable
 
 TUNED = "tuned"
@@ -103,6 +100,13 @@ def run(
             f"{path}: is an adapter on {base_path(path)}, not a whole checkpoint",
             remedy="merge it into its base first (peft's merge_and_unload), and tune the result",
         )
+    repairs = [p for p in parts(regulariser) if isinstance(p, PostHoc)]
+    if repairs and config.adapter != "lora":
+        raise ConfigError(
+            f"method {config.method!r} repairs the updates of a LoRA, but adapter is {config.adapter!r}",
+            remedy="set adapter to lora, or choose another method",
+        )
+    check_reports(config.report_to)
     gathered = gathered or gather(config, watch)
     inputs = {"guard": checkpoint_digest(path)} | gathered.digests
     claim(folder, value_digest([inputs, config.model_dump(exclude={"offline"})]), begun="checkpoint-*")
@@ -133,10 +137,14 @@ def run(
         share=not config.checkpointing,
     )
     lessons, aside, anchors = encoded(gathered, teacher, config.max_tokens)
-    probes = GuardProbes(model, teacher, anchors, batch=config.guard_batch, seed=config.seed)
+    probes = (
+        GuardProbes(model, teacher, anchors, batch=config.guard_batch, seed=config.seed)
+        if acts(regulariser)
+        else None
+    )
     if getattr(regulariser, "needs", ()):
-        regulariser.alignment = alignment(path, _unaligned(config, path, watch), list(probes.modules()))  # type: ignore[attr-defined]
-    before = _learned(folder / "before.json", lambda: measure(model, teacher, aside, shipped))
+        regulariser.alignment = alignment(path, _unaligned(config, path, watch), list(trained_modules(model)))  # type: ignore[attr-defined]
+    before = measure(model, teacher, aside, shipped)  # a resumed run takes up its weights later
     steps = config.steps or max(1, round(config.epochs * len(lessons) / (config.batch * config.accumulation)))
     monitor = _monitor(config, folder, guard, gathered, on_point, watch)
     trainer = GuardTrainer(
@@ -157,7 +165,7 @@ def run(
             run_name=folder.name,
         ),
         regulariser=regulariser,
-        probes=probes if _looks(regulariser) else None,
+        probes=probes,
         schedule=partial(schedule, steps=steps, warmup=config.warmup, decay=config.decay),
         callbacks=[monitor] if monitor else [],
     )
@@ -172,13 +180,12 @@ def run(
         monitor.trainer = trainer
         trainer.keeper.keep = lambda: monitor.last_good
     stopped, notes = _train(trainer, monitor, folder), list[str]()
-    for part in _parts(regulariser):
-        if isinstance(part, PostHoc):
-            notes.append(f"{part.name}: {json.dumps(part.apply(model))}")
+    for part in repairs:
+        notes.append(f"{part.name}: {json.dumps(part.apply(model))}")
     threshold = shipped
     if monitor is not None and config.recalibrate:
-        changed = any(isinstance(part, PostHoc) for part in _parts(regulariser))
-        point = monitor.look(trainer.state.global_step) if changed else monitor.points[-1]
+        step = trainer.state.global_step
+        point = monitor.look(step) if repairs else next(p for p in monitor.points if p.step == step)
         threshold = point.threshold if point.threshold is not None else shipped
     elif config.recalibrate:
         notes.append("the threshold was not moved: there are no monitor items")
@@ -191,7 +198,7 @@ def run(
         after_shipped=measure(model, teacher, aside, shipped) if threshold != shipped else None,
         threshold=threshold,
         threshold_before=shipped,
-        trained=sum(p.numel() for p in probes.parameters().values()),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         step_seconds=statistics.median(log.seconds) if log.seconds else 0.0,
         peak_memory=peak_memory(str(model.device)),
         monitor=[p.model_dump(mode="json") for p in monitor.points] if monitor else [],
@@ -200,12 +207,17 @@ def run(
     save(
         model,
         folder / TUNED,
-        base=config.guard if config.guard != "keel" else NAME,
+        base=_base(config.guard, path),
         beside=path,
         settings={
             "family": guard.family,
             "name": folder.name,
             "threshold": threshold,
+            **(
+                {"unsafe_labels": [guard.labels[i] for i in guard.unsafe]}
+                if isinstance(guard, ClassifierGuard)
+                else {}
+            ),
             "provenance": {"guard": inputs["guard"], "method": config.method, "rows": inputs["rows"]},
         },
     )
@@ -238,10 +250,15 @@ def run(
 def _train(trainer: GuardTrainer, monitor: SafetyMonitor | None, folder: Path) -> str:
     """Train, from the last whole checkpoint where there is one, and roll back if the tripwire stopped it. Says why."""
     resume = last_checkpoint(folder)
-    for broken in set(folder.glob("checkpoint-*")) - {resume}:
-        if monitor is None or resume is None or broken.name != f"checkpoint-{monitor.last_good}":
-            shutil.rmtree(broken)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if monitor is not None and resume is not None:
+        monitor.begin(step_of(resume))
+    kept = {resume, folder / f"checkpoint-{monitor.last_good}" if monitor is not None else None}
+    for broken in set(folder.glob("checkpoint-*")) - kept:
+        shutil.rmtree(broken)
+    if (
+        monitor is None or monitor.tripped is None
+    ):  # a run that had tripped before it was killed is not trained on
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if monitor is None or monitor.tripped is None:
         return ""
     tripped, good = monitor.tripped, monitor.last_good
@@ -287,15 +304,6 @@ def _monitor(
     return monitor
 
 
-def _parts(regulariser: Regulariser) -> list[Regulariser]:
-    return list(regulariser.parts.values()) if isinstance(regulariser, Several) else [regulariser]
-
-
-def _looks(regulariser: Regulariser) -> bool:
-    """Whether a method does anything while training."""
-    return any(type(p) is not Regulariser and not isinstance(p, PostHoc) for p in _parts(regulariser))
-
-
 def _unaligned(config: TuneConfig, path: Path, watch: Watch) -> Path:
     """The checkpoint that the guard was made from."""
     if config.unaligned is not None:
@@ -308,11 +316,8 @@ def _unaligned(config: TuneConfig, path: Path, watch: Watch) -> Path:
     )
 
 
-def _learned(path: Path, make: Callable[[], Learned | None]) -> Learned | None:
-    """What the reference knew of the task: measured once, for a resumed run no longer has it."""
-    if path.exists():
-        found = json.loads(path.read_bytes())
-        return Learned(**found) if found else None
-    made = make()
-    write_json(path, made.model_dump() if made else None)
-    return made
+def _base(reference: str, path: Path) -> str:
+    """What an adapter says that it was made on, wherever it is read from."""
+    if reference in (NAME, "keel"):
+        return NAME
+    return reference if reference.startswith(("hub:", "pypi:")) else str(path.resolve())

@@ -7,6 +7,7 @@ have seen. AdamW without weight decay, linear warm-up, then constant or cosine t
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from guardkeel.errors import ConfigError
 from guardkeel.tuning.keeper import Keeper, not_finite
 from guardkeel.tuning.learner import Learner, training
 from guardkeel.tuning.lessons import Lesson
@@ -38,6 +40,8 @@ class GuardTrainer(Trainer):  # type: ignore[misc]
         callbacks: more callbacks.
     """
 
+    lr_scheduler: Any
+
     def __init__(
         self,
         model: Any,
@@ -54,6 +58,7 @@ class GuardTrainer(Trainer):  # type: ignore[misc]
         self.regulariser = regulariser or Regulariser()
         self.keeper = Keeper(self.regulariser, probes, fused=True)
         self._schedule = schedule
+        self._losses: deque[float] = deque(maxlen=args.gradient_accumulation_steps)
         super().__init__(
             model,
             args,
@@ -106,7 +111,7 @@ class GuardTrainer(Trainer):  # type: ignore[misc]
         """The task's loss and, once an optimiser step, the regulariser's."""
         prefix = self.learner.prefix(model) if inputs["shared"] else None
         task = self.learner.loss(model, inputs, prefix)
-        self.task_loss = float(task.detach())
+        self._losses.append(float(task.detach()))
         if self.probes is None or not self.accelerator.sync_gradients:
             return task
         step, parts = self.state.global_step, self.current_gradient_accumulation_steps
@@ -120,18 +125,34 @@ class GuardTrainer(Trainer):  # type: ignore[misc]
                 self.regulariser.observe(self.probes, step, gradients)
         return task if term is None else task + parts * term
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """See Trainer.log; the regulariser's numbers go with the loss, to every report_to."""
+        super().log(logs | self.regulariser.log() if "loss" in logs else logs, start_time)
+
     def facts(self) -> dict[str, float]:
         """Numbers of the last step for the log."""
         return {
-            "loss": self.task_loss,
+            "loss": sum(self._losses) / len(self._losses),
             "norm": self.keeper.norm,
-            "rate": float(self.lr_scheduler.get_last_lr()[0]),
+            "rate": self.args.learning_rate * self._schedule(self.state.global_step - 1),
         } | self.regulariser.log()
 
     def roll_back(self, step: int) -> None:
         """Put the weights of a checkpoint back into the model."""
         self._load_from_checkpoint(str(Path(self.args.output_dir) / f"checkpoint-{step}"))
         self.state.global_step = step
+
+
+def check_reports(names: Sequence[str]) -> None:
+    """ConfigError for a tracker that the Trainer does not know or that is not installed."""
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    for name in names:
+        try:
+            for callback in get_reporting_integration_callbacks([name]):
+                callback()
+        except (RuntimeError, ValueError, ImportError) as e:
+            raise ConfigError(f"report_to names {name!r}: {e}", remedy="install it, or leave it out") from e
 
 
 def arguments(
@@ -170,6 +191,6 @@ def arguments(
         data_seed=seed,
         use_cpu=cpu,
         remove_unused_columns=False,
-        gradient_checkpointing=checkpointing,
         dataloader_pin_memory=False,
+        **({"gradient_checkpointing": True} if checkpointing else {}),  # newer transformers warn of the name
     )
