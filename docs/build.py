@@ -130,11 +130,12 @@ def check_command(command: str, known: dict[str, tuple[str, list[Option]]]) -> l
         rest = rest[: rest.index(stop)] if stop in rest else rest
     if not rest or rest[0].startswith("-"):
         return []
-    if rest[0] not in known:
+    verb = next((v for v in (" ".join(rest[:2]), rest[0]) if v in known), None)
+    if verb is None:
         return [f"guardkeel has no verb {rest[0]!r}"]
-    names = {part for option in known[rest[0]][1] for name in option.names for part in name.split("/")}
+    names = {part for option in known[verb][1] for name in option.names for part in name.split("/")}
     used = [w.partition("=")[0] for w in rest[1:] if re.match(r"--?[a-z]", w)]
-    return [f"guardkeel {rest[0]} has no option {w!r}" for w in used if w not in names | {"--help", "-h"}]
+    return [f"guardkeel {verb} has no option {w!r}" for w in used if w not in names | {"--help", "-h"}]
 
 
 def main(arguments: list[str]) -> int:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
+COLLAPSE = Path(__file__).with_name("collapse.json")
+COLLAPSE_PARTS = ("overall", "table", "contrasts", "prediction", "variants")
 MARKUP = re.compile(r"\[/?(?:bold|dim|italic)?\]")
 
 
@@ -80,9 +85,42 @@ def audit_keys() -> str:
     """The keys of an audit's configuration, from its model."""
     from guardkeel.evaluation.config import AuditConfig
 
-    fields = AuditConfig.model_fields.items()
-    rows = [[f"`{k}`", _type(f.annotation), _default(f), f.description or ""] for k, f in fields]
-    return table(["key", "value", "default", "meaning"], rows)
+    return _keys(AuditConfig)
+
+
+def tune_keys() -> str:
+    """The keys of a fine-tune's configuration, from its model."""
+    from guardkeel.tuning.config import TuneConfig
+
+    return _keys(TuneConfig)
+
+
+def methods() -> str:
+    """What `--method` takes, with the settings in which a method differs from the defaults of its kind."""
+    from guardkeel.tuning.config import DEFAULT_METHOD
+    from guardkeel.tuning.regularisers.registry import METHODS
+
+    rows = []
+    for name, method in METHODS.items():
+        default = " (default)" if name == DEFAULT_METHOD else ""
+        kind = method.regulariser.name
+        fields = method.regulariser.Settings.model_fields
+        own = [f"`{k} = {json.dumps(v)}`" for k, v in method.options.items() if v != fields[k].default]
+        settings = kind if fields else ""
+        rows.append([f"`{name}`{default}", method.summary, settings, ", ".join(own)])
+    return table(["method", "what it does", "settings of", "set to"], rows)
+
+
+def method_settings() -> str:
+    """The settings of each kind of method, from their models."""
+    from guardkeel.tuning.regularisers.registry import METHODS
+
+    parts = {}
+    for method in METHODS.values():
+        kind = method.regulariser
+        if kind.Settings.model_fields:
+            parts[kind.name] = f"**{kind.name}**. {inspect.getdoc(kind.Settings)}\n\n{_keys(kind.Settings)}"
+    return "\n".join(parts.values())
 
 
 def detectable() -> str:
@@ -97,12 +135,33 @@ def detectable() -> str:
     return table(["n", *(f"{100 * s:g}% differ" for s in shares)], rows)
 
 
+def collapse(part: str) -> str:
+    """A part of the table of the collapse bench, from its published figures."""
+    from guardkeel.report.collapse import markdown
+    from guardkeel.tuning.collapse.table import read_table
+
+    if not COLLAPSE.exists():
+        return "No figures are there yet: the bench has not been run.\n"
+    return markdown(read_table(COLLAPSE))[part]
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "suites": suites,
     "policy": policy,
     "audit-keys": audit_keys,
     "detectable": detectable,
+    "tune-keys": tune_keys,
+    "methods": methods,
+    "method-settings": method_settings,
+    **{f"collapse-{part}": partial(collapse, part) for part in COLLAPSE_PARTS},
 }
+
+
+def _keys(model: type[BaseModel]) -> str:
+    """The fields of a model as a table."""
+    fields = model.model_fields.items()
+    rows = [[f"`{k}`", _type(f.annotation), _default(f), f.description or ""] for k, f in fields]
+    return table(["key", "value", "default", "meaning"], rows)
 
 
 def _number(value: int | None) -> str:
@@ -120,20 +179,25 @@ def _type(annotation: Any) -> str:
         return _type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(_type(a) for a in get_args(annotation) if a is not type(None))
-    if get_origin(annotation) is list:
+    if get_origin(annotation) is Literal:
+        *some, last = (f"`{value}`" for value in get_args(annotation))
+        return f"{', '.join(some)} or {last}"
+    if get_origin(annotation) in (list, tuple):
         return f"list of {_type(get_args(annotation)[0])}s"
+    if get_origin(annotation) is dict:
+        return "table"
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(
         annotation, str(annotation)
     )
 
 
 def _default(field: Any) -> str:
-    value = field.default
-    if value is None:
+    value = field.get_default(call_default_factory=True)
+    if field.is_required() or value is None or value == {}:
         return "–"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(f"`{v}`" for v in value) or "none"
     return f"`{value}`" if isinstance(value, str) else f"{value:g}"
 
@@ -151,15 +215,19 @@ class Option:
 
 
 def verbs() -> dict[str, tuple[str, list[Option]]]:
-    """Every verb with its help text and what it takes, read from the app's functions."""
+    """Every verb with its help text and what it takes, read from the app's functions; of a group as "group verb"."""
     from guardkeel.cli import app
 
+    commands = [("", command) for command in app.registered_commands]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        commands += [(f"{group.name} ", command) for command in group.typer_instance.registered_commands]
     found = {}
-    for command in app.registered_commands:
+    for group_name, command in commands:
         function = command.callback
         assert function is not None
         name = command.name or function.__name__.replace("_", "-")
-        found[name] = (command.help or inspect.getdoc(function) or "", _options(function))
+        found[group_name + name] = (command.help or inspect.getdoc(function) or "", _options(function))
     return found
 
 
@@ -203,7 +271,7 @@ def cli_page() -> str:
 
     found = verbs()
     index = [
-        [f"[{verb}](#guardkeel-{verb})", _described(text).split("\n", 1)[0]]
+        [f"[{verb}](#guardkeel-{verb.replace(' ', '-')})", _described(text).split("\n", 1)[0]]
         for verb, (text, _) in found.items()
     ]
     out = [

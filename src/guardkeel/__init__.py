@@ -21,6 +21,8 @@ _PUBLIC = {
     "load_guard": "guards",
     "load_suite": "evaluation.suites",
     "audit": "evaluation.run",
+    "tune": "tuning.run",
+    "Keeper": "tuning.keeper",
 }
 
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - strings all

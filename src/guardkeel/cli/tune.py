@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from glob import escape
 from pathlib import Path
@@ -18,6 +20,7 @@ from guardkeel.tuning.config import TuneConfig
 if TYPE_CHECKING:
     from guardkeel.evaluation.config import AuditConfig
     from guardkeel.records import Estimate
+    from guardkeel.tuning.gather import Gathered
     from guardkeel.tuning.points import MonitorPoint
     from guardkeel.tuning.results import Learned, TuneResults
 
@@ -166,18 +169,21 @@ def tune(
     if (suite or policy) and not audited:
         raise typer.BadParameter("says how to audit, which --audit asks for", param_hint="--suite, --policy")
     from guardkeel.tuning.config import read_config
+    from guardkeel.tuning.estimate import check
 
     resolved = read_config(config, given, changes or ())
     hush()
-    if dry_run:
-        plan(resolved, as_json)
-        return
+    check(resolved)
     quiet = as_json and not sys.stderr.isatty()
     folder = out or _fresh(resolved, audited)
-    auditing = _auditing(resolved, folder, suite, policy, quiet) if audited else None
-    results = _taken_up(resolved, folder, quiet) if audited else None
+    auditing = _auditing(resolved, folder, suite, policy) if audited else None
+    rows = beside(resolved, auditing.suites, quiet) if auditing else None
+    if dry_run:
+        plan(resolved, as_json, rows)
+        return
+    results = _taken_up(resolved, folder, rows, quiet) if rows else None
     if results is None:
-        results = run(resolved, folder, quiet=quiet)
+        results = run(resolved, folder, quiet=quiet, gathered=rows)
     found: dict[str, Any] = {
         "run": str(folder),
         "tuned": str(folder / "tuned"),
@@ -204,29 +210,49 @@ def tune(
     raise typer.Exit(EXIT_CODES[judged.decision.decision])
 
 
-def run(config: TuneConfig, folder: Path, *, quiet: bool = False, **options: Any) -> TuneResults:
-    """Run, or resume, a fine-tune with progress and a line for each look of the monitor. Options are those of run."""
-    from guardkeel.tuning.estimate import check
+def run(
+    config: TuneConfig, folder: Path, *, quiet: bool = False, gathered: Gathered | None = None
+) -> TuneResults:
+    """Run, or resume, a fine-tune with progress and a line for each look of the monitor."""
     from guardkeel.tuning.points import line
     from guardkeel.tuning.run import run as run_tuning
 
     def told(point: MonitorPoint, reference: MonitorPoint) -> None:
-        if not quiet:
-            print(line(point, reference), file=sys.stderr)  # above a live bar, which typer.echo would write into
+        if not quiet:  # print goes above a live bar, typer.echo would write into it
+            print(line(point, reference), file=sys.stderr)
 
-    check(config)
+    command = ["guardkeel", *sys.argv[1:]]
     with progress(quiet) as watch:
-        return run_tuning(
-            config, folder, command=["guardkeel", *sys.argv[1:]], watch=watch, on_point=told, **options
-        )
+        return run_tuning(config, folder, gathered=gathered, command=command, watch=watch, on_point=told)
 
 
-def plan(config: TuneConfig, as_json: bool) -> None:
+def beside(config: TuneConfig, audited: Sequence[str], quiet: bool) -> Gathered:
+    """What a fine-tune reads when these suites are audited then: no item of theirs is both learned and judged.
+
+    They are split as the audit will split them, and whatever else resembles one of their items goes where it goes.
+    """
+    from guardkeel.evaluation.suites import load_suite, split_many
+    from guardkeel.tuning.gather import choose, read
+
+    with progress(quiet) as watch:
+        sources = read(config, watch)
+        loaded = [
+            load_suite(name, data=config.data_folder, offline=config.offline, progress=watch)
+            for name in audited
+        ]
+    pinned = {s.name: replace(s, declared=s.splits, joint=None) for s in split_many(loaded)}
+    others = [s for s in sources.suites.values() if s.name not in pinned]
+    together = {s.name: s for s in split_many([*pinned.values(), *others])}
+    suites = {name: together[s.name] for name, s in sources.suites.items()}
+    return choose(config, replace(sources, suites=suites))
+
+
+def plan(config: TuneConfig, as_json: bool, gathered: Gathered | None = None) -> None:
     """Say what the fine-tune would do and need; what would stop it at once stops here too."""
     from guardkeel.tuning.estimate import estimate
 
     with progress(as_json) as watch:
-        found = estimate(config, watch)
+        found = estimate(config, watch, gathered)
     if as_json:
         emit(found.model_dump())
         return
@@ -305,16 +331,14 @@ def _learned(before: Learned, after: Learned, shipped: Learned | None) -> str:
     return said
 
 
-def _auditing(
-    config: TuneConfig, folder: Path, suites: list[str] | None, policy: Path | None, quiet: bool
-) -> AuditConfig:
-    """The ordinary audit of the tuned guard against the guard; what it would refuse is refused before the tuning."""
+def _auditing(config: TuneConfig, folder: Path, suites: list[str] | None, policy: Path | None) -> AuditConfig:
+    """The ordinary audit of the tuned guard against the guard; a policy that cannot be used is refused now."""
     from guardkeel.evaluation.config import AuditConfig
     from guardkeel.evaluation.policy import load_policy
-    from guardkeel.evaluation.suites import load_suite
 
     given: dict[str, Any] = {"suites": suites} if suites else {}
-    audit = AuditConfig(
+    load_policy(str(policy) if policy else None)
+    return AuditConfig(
         reference=config.guard,
         against=str(folder / "tuned"),
         policy=str(policy) if policy else None,
@@ -325,11 +349,6 @@ def _auditing(
         offline=config.offline,
         **given,
     )
-    load_policy(audit.policy)
-    with progress(quiet) as watch:
-        for name in audit.suites:
-            load_suite(name, data=audit.data, offline=audit.offline, progress=watch)
-    return audit
 
 
 def _fresh(config: TuneConfig, audited: bool) -> Path:
@@ -350,25 +369,21 @@ def _fresh(config: TuneConfig, audited: bool) -> Path:
     return max(unfinished, default=home / f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{mark}")
 
 
-def _taken_up(config: TuneConfig, folder: Path, quiet: bool) -> TuneResults | None:
-    """The results of a fine-tune that has ended, of this configuration and these very data; its audit may follow."""
-    if not (folder / "run.json").exists() or (folder / "plan.json").exists():
-        return None
-    if (folder / AUDIT / "run.json").exists():
+def _taken_up(config: TuneConfig, folder: Path, rows: Gathered, quiet: bool) -> TuneResults | None:
+    """The results of a fine-tune of this configuration and these very data that has ended without its audit."""
+    if not (folder / "run.json").exists() or (folder / AUDIT / "run.json").exists():
         return None
     from guardkeel.guards.load import guard_path
     from guardkeel.models.loading import checkpoint_digest
     from guardkeel.records import read_record
-    from guardkeel.tuning.gather import gather
     from guardkeel.tuning.results import TuneResults
 
     record = read_record(folder)
-    mine = config.model_dump(mode="json")
-    if record.verb != "tune" or record.config | {"offline": config.offline} != mine:
+    if record.verb != "tune" or record.config | {"offline": config.offline} != config.model_dump(mode="json"):
         return None
     with progress(quiet) as watch:
         guard = checkpoint_digest(guard_path(config.guard, progress=watch, offline=config.offline))
-        same = record.inputs == {"guard": guard} | gather(config, watch).digests
+    same = record.inputs == {"guard": guard} | rows.digests
     return TuneResults.model_validate(record.results) if same else None
 
 

@@ -38,7 +38,6 @@ from guardkeel.records import (
     environment,
     toml_text,
     value_digest,
-    write_json,
     write_record,
     write_text,
 )
@@ -104,6 +103,12 @@ def audit_guards(
 
     sample = geometry_sample(items, settings.geometry_items) if settings.geometry else []
     judgements = [i.judgement for i in items]
+    for role, before in known.items():
+        if len(before.scored.verdicts) != len(items):
+            raise ConfigError(
+                f"the {role} was scored on {len(before.scored.verdicts)} items, these are {len(items)}",
+                remedy="score it on the same suites under the same settings",
+            )
     scored = {role: before.scored for role, before in known.items()}
     infos = {role: before.info for role, before in known.items()}
     missing: list[str] = []

@@ -52,5 +52,5 @@ def _tensors(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Any]]:
 
     for file in sorted(folder.glob("*.safetensors")):
         handle = stack.enter_context(safe_open(file, framework="pt"))
-        for name in handle.keys():
+        for name in handle.keys():  # noqa: SIM118 - it is no dict
             yield name, handle

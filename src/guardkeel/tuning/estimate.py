@@ -3,7 +3,7 @@
 The model is built without its weights (on torch's meta device) and the rows are encoded as in the run, so counts of
 rows, steps, tokens and trainable parameters are exact. Memory and time are not.
 
-    time   = multiply-adds / (SHARE · rate), rate that of a short matrix multiplication, measured here and now
+    time   = operations / (SHARE · rate), rate that of a short matrix multiplication, measured here and now
     memory = weights + 16 bytes a trained parameter (itself, gradient, two moments) + activations kept for the backward
 """
 
@@ -28,14 +28,16 @@ from guardkeel.models.loading import load_tokenizer, task_of
 from guardkeel.models.quiet import quiet
 from guardkeel.tuning.config import TuneConfig
 from guardkeel.tuning.gather import Gathered, encoded, gather
+from guardkeel.tuning.keeper import acts, parts
 from guardkeel.tuning.learner import learner
 from guardkeel.tuning.lessons import Lesson
 from guardkeel.tuning.posthoc import PostHoc
 from guardkeel.tuning.probes import GuardProbes
 from guardkeel.tuning.regularisers.asft import AsFT
 from guardkeel.tuning.regularisers.base import Regulariser
+from guardkeel.tuning.regularisers.fwssr import FWSSR
 from guardkeel.tuning.regularisers.registry import build
-from guardkeel.tuning.regularisers.several import Several
+from guardkeel.tuning.trainer import check_reports
 from guardkeel.tuning.weights import trainable
 
 LIBRARIES = 6e8
@@ -70,17 +72,16 @@ def check(config: TuneConfig) -> Regulariser:
         ConfigError: the method, its options, or what goes with them cannot be used.
     """
     regulariser = build(config.method, config.options)
-    parts = list(regulariser.parts.values()) if isinstance(regulariser, Several) else [regulariser]
-    for part in parts:
+    for part in parts(regulariser):
         if config.adapter != "lora" and isinstance(part, PostHoc):
             raise ConfigError(
-                f"method {part.name!r} repairs a LoRA, and adapter is {config.adapter!r}",
-                remedy='choose adapter = "lora", or another method',
+                f"method {part.name!r} repairs the updates of a LoRA, but adapter is {config.adapter!r}",
+                remedy="set adapter to lora, or choose another method",
             )
         if config.adapter == "dora" and isinstance(part, AsFT):
             raise ConfigError(
                 f"method {part.name!r} cannot follow the updates of DoRA",
-                remedy='choose adapter = "lora" or "full", or another method',
+                remedy="set adapter to lora or full, or choose another method",
             )
     if getattr(regulariser, "needs", ()) and config.unaligned is None and config.guard not in (NAME, "keel"):
         raise ConfigError(
@@ -89,32 +90,19 @@ def check(config: TuneConfig) -> Regulariser:
         )
     if config.dtype in ("float16", "fp16"):
         raise ConfigError(
-            "dtype float16 is too coarse to train in: gradients and optimiser steps vanish or overflow",
+            "dtype float16 is too coarse to train in: small gradients vanish and large ones overflow",
             remedy="use bfloat16 or float32",
         )
-    _check_reports(config.report_to)
+    check_reports(config.report_to)
     return regulariser
 
 
-def _check_reports(names: list[str]) -> None:
-    if not names:
-        return
-    from transformers.integrations import get_available_reporting_integrations
-
-    available = get_available_reporting_integrations()
-    for name in names:
-        if name not in (*available, "none", "all"):
-            raise ConfigError(
-                f"cannot report to {name!r}: it is unknown or not installed",
-                remedy=f"pip install {name}"
-                + (f", or use {', '.join(available)}" if available else ", or leave --report-to out"),
-            )
-
-
 def estimate(
-    config: TuneConfig, watch: Callable[[str, int, int | None], None] = lambda what, done, total: None
+    config: TuneConfig,
+    watch: Callable[[str, int, int | None], None] = lambda what, done, total: None,
+    gathered: Gathered | None = None,
 ) -> TunePlan:
-    """The plan of a fine-tune; loads no weights, writes nothing.
+    """The plan of a fine-tune; loads no weights, writes nothing. `gathered` are data already read and split.
 
     Raises:
         GuardkeelError: whatever would stop the run before its first step.
@@ -126,7 +114,7 @@ def estimate(
             f"{path}: is an adapter, not a whole checkpoint",
             remedy="merge it into its base first (peft's merge_and_unload), and tune the result",
         )
-    gathered = gather(config, watch)
+    gathered = gathered or gather(config, watch)
     guard = _weightless(path, config)
     parameters = sum(p.numel() for p in guard.model.parameters())
     model: Any = trainable(
@@ -140,18 +128,27 @@ def estimate(
     )
     teacher = learner(guard, max_tokens=config.max_tokens, share=not config.checkpointing)
     lessons, _, anchors = encoded(gathered, teacher, config.max_tokens)
-    GuardProbes(model, teacher, anchors, batch=config.guard_batch)  # refuses guard data of one label
-    looks = type(regulariser) is not Regulariser and not isinstance(regulariser, PostHoc)
+    looks = acts(regulariser)
     prefix = 0 if isinstance(guard, ClassifierGuard) else len(teacher.encoder.prefix_ids)  # type: ignore[union-attr]
+    preparing, widest = 0.0, 0.0
+    if looks:
+        probes = GuardProbes(
+            model, teacher, anchors, batch=config.guard_batch
+        )  # refuses guard data of one label
+        if any(
+            isinstance(part, FWSSR) for part in parts(regulariser)
+        ):  # one gradient of every probe before step 1
+            sizes = [prefix + len(c) * max(len(anchors[i].prompt_ids) for i in c) for c in probes.chunks()]
+            preparing, widest = sum(sizes), max(sizes)
     ahead = prefix + config.batch * _mean(lessons) + looks * config.guard_batch * _mean(anchors)
     device = pick_device(config.device)
     dtype = "float32" if config.adapter == "full" else pick_dtype(config.dtype, device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     steps = config.steps or max(1, round(config.epochs * len(lessons) / (config.batch * config.accumulation)))
     seen = _looks(config, gathered, steps)
-    work = _multiply_adds(config, parameters, steps, config.accumulation * ahead) + (
-        2.0 * parameters * seen * len(gathered.monitor) * _mean(anchors)
-    )
+    read = preparing + steps * config.accumulation * ahead
+    scored = seen * len(gathered.monitor) * _mean(anchors)
+    work = 2.0 * parameters * (read * _passes(config) + scored)
     return TunePlan(
         method=config.method,
         adapter=config.adapter,
@@ -171,7 +168,7 @@ def estimate(
             (LIBRARIES if device == "cpu" else 0)
             + parameters * DTYPES[dtype]
             + 16 * trained
-            + _activations(guard.model.config.get_text_config(), ahead, config.checkpointing)
+            + _activations(guard.model.config.get_text_config(), max(ahead, widest), config.checkpointing)
         ),
         seconds=work / (SHARE * matmul_rate(dtype, device)),
     )
@@ -206,11 +203,10 @@ def _looks(config: TuneConfig, gathered: Gathered, steps: int) -> int:
     return 1 + -(-steps // config.every) if gathered.monitor else 0
 
 
-def _multiply_adds(config: TuneConfig, parameters: int, steps: int, tokens: float) -> float:
-    """Floating-point operations: a forward is 2 a parameter and token, and so is each of the gradients of activations
-    and, in full fine-tuning, of weights; recomputing costs one more forward."""
-    passes = (3 if config.adapter == "full" else 2) + config.checkpointing
-    return 2.0 * parameters * tokens * steps * passes
+def _passes(config: TuneConfig) -> int:
+    """How often a step goes through the weights: forward, gradients of activations, in full fine-tuning those of
+    weights, and once more to recompute. Each costs 2 operations a parameter and token."""
+    return (3 if config.adapter == "full" else 2) + config.checkpointing
 
 
 def _activations(config: Any, tokens: float, checkpointing: bool) -> float:

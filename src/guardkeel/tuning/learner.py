@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guardkeel.errors import ConfigError
 from guardkeel.guards.classifier import ClassifierGuard
 from guardkeel.guards.encoding import Encoder
 from guardkeel.guards.load import AnyGuard
@@ -61,8 +62,20 @@ class CausalLearner:
         return {"ids": ids, "mask": mask, "targets": targets, "weights": weights, "shared": shared[0]}
 
     def prefix(self, model: Any) -> KeyValues | None:
-        """Keys and values of the policy, with gradients; None where nothing is shared."""
-        return encode_prefix(model, self.encoder.prefix_ids) if self.encoder.prefix_ids else None
+        """Keys and values of the policy, with gradients; None where nothing is shared.
+
+        Raises:
+            ConfigError: the model recomputes its activations, and so keeps none.
+        """
+        if not self.encoder.prefix_ids:
+            return None
+        pairs = encode_prefix(model, self.encoder.prefix_ids)
+        if not pairs:
+            raise ConfigError(
+                "a model with activation checkpointing cannot share the policy",
+                remedy="make the learner with share=False, or switch checkpointing off",
+            )
+        return pairs
 
     def loss(self, model: Any, batch: Batch, prefix: KeyValues | None) -> Tensor:
         """Mean over the rows of a batch of the weighted loss of each."""
@@ -136,7 +149,8 @@ class ClassifierLearner:
     def row_losses(self, model: Any, batch: Batch, prefix: KeyValues | None) -> Tensor:
         """The weighted loss of each row, (rows,)."""
         chances = self.verdict(self.logits(model, batch))
-        return -batch["weights"] * chances.gather(1, batch["unsafe"].long()[:, None])[:, 0]
+        losses: Tensor = -batch["weights"] * chances.gather(1, batch["unsafe"].long()[:, None])[:, 0]
+        return losses
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """Logits of the labels, (rows, labels)."""
@@ -177,6 +191,19 @@ def training(model: Any) -> Iterator[None]:
     finally:
         torch.set_flush_denormal(before)
         model.eval()
+
+
+@contextlib.contextmanager
+def kept(model: Any) -> Iterator[None]:
+    """No activation checkpointing in the block: with it a model keeps no keys and values."""
+    modules = [module for module in model.modules() if vars(module).get("gradient_checkpointing")]
+    for module in modules:
+        module.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.gradient_checkpointing = True
 
 
 @contextlib.contextmanager

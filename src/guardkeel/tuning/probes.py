@@ -17,7 +17,7 @@ from torch import Tensor
 from guardkeel.activations.blocks import blocks
 from guardkeel.errors import DataError
 from guardkeel.guards.prefix import KeyValues, forward
-from guardkeel.tuning.learner import CausalLearner, Learner, undropped
+from guardkeel.tuning.learner import CausalLearner, Learner, kept, undropped
 from guardkeel.tuning.lessons import Lesson
 from guardkeel.tuning.regularisers.base import Gradients, Seen
 
@@ -84,9 +84,10 @@ class GuardProbes:
         """Within the block weights do not change: runs are kept, and the prefix too (the task's, where it has one).
         Nothing is dropped out, so that the same weights look the same.
         """
+        shares = isinstance(self.learner, CausalLearner) and self.learner.encoder.prefix_ids
         self._prefix, self._kept = prefix, True
         try:
-            with undropped(self.model):
+            with undropped(self.model), kept(self.model) if shares else contextlib.nullcontext():
                 yield
         finally:
             self._prefix, self._runs, self._kept = None, {}, False

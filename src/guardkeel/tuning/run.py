@@ -20,7 +20,7 @@ import guardkeel
 from guardkeel.activations.blocks import blocks, monitored
 from guardkeel.errors import ConfigError, RunError
 from guardkeel.guards.classifier import ClassifierGuard
-from guardkeel.guards.embedded import NAME, keel_path
+from guardkeel.guards.embedded import NAME
 from guardkeel.guards.load import AnyGuard, base_path, guard_path, load_guard
 from guardkeel.models.adapters import is_adapter
 from guardkeel.models.base import base_model_path
@@ -38,13 +38,13 @@ from guardkeel.resources import resolve
 from guardkeel.tuning.alignment import alignment
 from guardkeel.tuning.config import TuneConfig, read_config
 from guardkeel.tuning.gather import Gathered, encoded, gather
-from guardkeel.tuning.keeper import acts, last_checkpoint, parts, step_of
+from guardkeel.tuning.keeper import FIXED, acts, last_checkpoint, parts, step_of
 from guardkeel.tuning.learned import measure
 from guardkeel.tuning.learner import learner as learner_of
-from guardkeel.tuning.log import StepLog, peak_memory
-from guardkeel.tuning.monitor import SafetyMonitor
+from guardkeel.tuning.log import LOG, StepLog, peak_memory
+from guardkeel.tuning.monitor import REFERENCE, SafetyMonitor
 from guardkeel.tuning.order import schedule
-from guardkeel.tuning.points import MonitorPoint
+from guardkeel.tuning.points import POINTS, MonitorPoint
 from guardkeel.tuning.posthoc import PostHoc
 from guardkeel.tuning.probes import GuardProbes, trained_modules
 from guardkeel.tuning.regularisers.registry import build
@@ -107,10 +107,14 @@ def run(
             remedy="set adapter to lora, or choose another method",
         )
     check_reports(config.report_to)
+    unaligned = _unaligned(config, path, watch) if getattr(regulariser, "needs", ()) else None
     gathered = gathered or gather(config, watch)
     inputs = {"guard": checkpoint_digest(path)} | gathered.digests
     claim(folder, value_digest([inputs, config.model_dump(exclude={"offline"})]), begun="checkpoint-*")
     write_text(folder / "config.toml", toml_text(config.model_dump()))
+    if last_checkpoint(folder) is None:  # what another run began here is not this one's
+        for begun in (LOG, POINTS, REFERENCE, FIXED):
+            (folder / begun).unlink(missing_ok=True)
 
     guard = load_guard(
         config.guard,
@@ -142,8 +146,8 @@ def run(
         if acts(regulariser)
         else None
     )
-    if getattr(regulariser, "needs", ()):
-        regulariser.alignment = alignment(path, _unaligned(config, path, watch), list(trained_modules(model)))  # type: ignore[attr-defined]
+    if unaligned is not None:
+        regulariser.alignment = alignment(path, unaligned, list(trained_modules(model)))  # type: ignore[attr-defined]
     before = measure(model, teacher, aside, shipped)  # a resumed run takes up its weights later
     steps = config.steps or max(1, round(config.epochs * len(lessons) / (config.batch * config.accumulation)))
     monitor = _monitor(config, folder, guard, gathered, on_point, watch)
@@ -308,7 +312,7 @@ def _unaligned(config: TuneConfig, path: Path, watch: Watch) -> Path:
     """The checkpoint that the guard was made from."""
     if config.unaligned is not None:
         return local_checkpoint(resolve(config.unaligned, progress=watch, offline=config.offline), watch)
-    if path == keel_path(watch, config.offline):
+    if config.guard in (NAME, "keel"):
         return base_model_path(watch, config.offline)
     raise ConfigError(
         f"method {config.method!r} compares the guard with the model that it was made from",

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from guardkeel.errors import ConfigError
+from guardkeel.models.quiet import quiet
 from guardkeel.tuning.keeper import Keeper, not_finite
 from guardkeel.tuning.learner import Learner, training
 from guardkeel.tuning.lessons import Lesson
@@ -90,8 +91,8 @@ class GuardTrainer(Trainer):  # type: ignore[misc]
         return self.lr_scheduler
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See Trainer.train; denormals are flushed meanwhile."""
-        with training(self.model):
+        """See Trainer.train; without dropout, denormals flushed and nothing said meanwhile."""
+        with training(self.model), quiet():
             return super().train(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from guardkeel.activations.blocks import blocks
 from guardkeel.errors import ConfigError
+from guardkeel.models.quiet import quiet
 from guardkeel.records import write_json
 
 PLAIN, ADAPTER = "checkpoint", "adapter"
@@ -94,7 +95,8 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        model.save_pretrained(temporary)
+        with quiet():
+            model.save_pretrained(temporary)
         weights = temporary / "adapter_model.safetensors"
         if weights.exists():
             if dtype is not None:

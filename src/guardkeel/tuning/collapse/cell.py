@@ -1,9 +1,9 @@
 """One cell of the grid: a fine-tune of the guard, and the audit of what became of it.
 
-    cells/<scenario>/<arm>/<variant or "base">/seed-<k>/
-        tune/       the run directory of an ordinary `guardkeel tune`
-        audit/      the run directory of an ordinary `guardkeel audit`, reference against tune/tuned
-        cell.json   Cell, written last: without it the cell is unfinished
+cells/<scenario>/<arm>/<variant or "base">/seed-<k>/
+    tune/       the run directory of an ordinary `guardkeel tune`
+    audit/      the run directory of an ordinary `guardkeel audit`, reference against tune/tuned
+    cell.json   Cell, written last: without it the cell is unfinished
 """
 
 from __future__ import annotations
@@ -91,5 +91,7 @@ def read_cell(folder: Path) -> Cell | None:
 
 def read_cells(out: Path) -> list[tuple[Path, Cell]]:
     """Every finished cell under a bench's folder with its own, by name."""
-    found = [(path.parent, read_cell(path.parent)) for path in sorted((out / "cells").glob(f"*/*/*/*/{FILE}"))]
+    found = [
+        (path.parent, read_cell(path.parent)) for path in sorted((out / "cells").glob(f"*/*/*/*/{FILE}"))
+    ]
     return [(folder, cell) for folder, cell in found if cell is not None]

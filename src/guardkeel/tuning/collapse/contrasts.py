@@ -5,8 +5,9 @@ both arms and the reference scored, all suites together. Intervals: bootstrap ov
 recall in one scenario never narrower than Tango's. They say nothing of other seeds: how many pairs of equal scenario
 and seed share the sign of the mean stands beside them.
 
-p = 2Φ(−|d|/se) with the bootstrap's standard error, for a share of so many draws could never survive Holm's
-correction. The contrasts of one metric are one family, those pooled over scenarios and those by scenario apart.
+p = 2Φ(−1.96|d|/h), h from d to the interval's end on the side of 0: below 0.05 exactly where the interval leaves 0
+out. A plain share of draws could not fall below 2/draws, which no Holm correction over so many contrasts survives.
+The contrasts of one metric are one family, those pooled over scenarios and those by scenario apart.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import ndtr
 
+from guardkeel.evaluation.intervals import z_value
 from guardkeel.evaluation.items import POOLED, Floats
 from guardkeel.evaluation.paired import holm
 from guardkeel.tuning.collapse.figures import (
@@ -46,7 +49,9 @@ QUESTIONS = (
     ("Does the code as released do anything?", "ssr-noop", PLAIN),
 )
 AGAINST_PLAIN = "Does it beat plain fine-tuning?"
-_NAMES: dict[Metric, str] = {"recalibrated": "recalibrated", "shipped": "shipped", "auroc": "auroc"}
+RECALLS: tuple[Metric, ...] = ("recalibrated", "shipped")
+
+Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class _Difference:
     draws: dict[Metric, Floats]
     seeds: dict[Metric, list[float]]
     shifts: dict[Metric, Floats]
-    groups: Floats
+    groups: Codes
     n: int
     same: bool
 
@@ -108,8 +113,8 @@ def _difference(
         return [x.draws[metric][:, 0] - y.draws[metric][:, 0] for x, y in measured]
 
     unsafe = resampling.test_unsafe
-    shifts = {m: mean_hits([x.hits[m] - y.hits[m] for x, y in measured])[unsafe] for m in _RECALLS}
-    groups = resampling.test_groups[unsafe]
+    shifts = {m: mean_hits([x.hits[m] - y.hits[m] for x, y in measured])[unsafe] for m in RECALLS}
+    groups: Codes = resampling.test_groups[unsafe]
     known = ~np.isnan(shifts["shipped"])
     return _Difference(
         draws={m: mean_over(columns(m)) for m in METRICS},
@@ -119,9 +124,6 @@ def _difference(
         n=int(resampling.tested.size),
         same=all(np.array_equal(a.scores, b.scores, equal_nan=True) for a, b in pairs),
     )
-
-
-_RECALLS: tuple[Metric, ...] = ("recalibrated", "shipped")
 
 
 def _pairs(first: list[Trial], second: list[Trial]) -> list[tuple[Trial, Trial]]:
@@ -145,7 +147,7 @@ def _single(
         if metric == "auroc"
         else change_figure(draws, seeds, found.shifts[metric], found.groups)
     )
-    return _contrast(question, first, second, metric, scenario, figure, draws, seeds)
+    return _contrast(question, first, second, metric, scenario, figure, seeds)
 
 
 def _pooled(question: str, first: str, second: str, metric: Metric, found: list[_Difference]) -> Contrast:
@@ -154,7 +156,7 @@ def _pooled(question: str, first: str, second: str, metric: Metric, found: list[
     draws = mean_over([d.draws[metric] for d in found])
     seeds = [s for d in found for s in d.seeds[metric]]
     figure = free_figure(draws, seeds, sum(d.n for d in found), same=all(d.same for d in found))
-    return _contrast(question, first, second, metric, POOLED, figure, draws, seeds)
+    return _contrast(question, first, second, metric, POOLED, figure, seeds)
 
 
 def _contrast(
@@ -164,7 +166,6 @@ def _contrast(
     metric: Metric,
     scenario: str,
     figure: Figure,
-    draws: Floats,
     seeds: list[float],
 ) -> Contrast:
     known = [s for s in seeds if not np.isnan(s)]
@@ -175,21 +176,21 @@ def _contrast(
         scenario=scenario,
         metric=metric,
         difference=figure,
-        p=p_value(draws),
+        p=p_value(figure),
         same=sum(np.sign(s) == np.sign(figure.value) for s in known) if figure.value is not None else 0,
         of=len(known),
     )
 
 
-def p_value(draws: Floats) -> float | None:
-    """Two-sided p that the difference `draws[0]` is zero, from the standard error of the other draws."""
-    value, known = float(draws[0]), draws[1:][~np.isnan(draws[1:])]
-    if np.isnan(value) or known.size < 2:
+def p_value(difference: Figure) -> float | None:
+    """Two-sided p that a difference is zero, from its interval; 1 where the two are the same on every item."""
+    d, low, high = difference.value, difference.low, difference.high
+    if d is None or low is None or high is None:
         return None
-    error = float(known.std(ddof=1))
-    if error < 1e-12:
-        return 1.0 if abs(value) < 1e-12 else 2 / (1 + known.size)
-    return float(2 * ndtr(-abs(value) / error))
+    reach = d - low if d > 0 else high - d
+    if reach <= 0:
+        return 1.0 if d == 0 else None
+    return float(2 * ndtr(-z_value() * abs(d) / reach))
 
 
 def _corrected(found: list[Contrast]) -> list[Contrast]:

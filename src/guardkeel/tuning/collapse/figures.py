@@ -141,8 +141,8 @@ class Overall(_Model):
 class Contrast(_Model):
     """A paired difference of two arms, first − second, all suites together; scenario "*" is the mean over scenarios.
 
-    `same` of `of` pairs of equal scenario and seed have the sign of the mean. p: normal, with the bootstrap's
-    standard error; Holm over the contrasts of one metric, pooled and by scenario apart.
+    `same` of `of` pairs of equal scenario and seed have the sign of the mean. p follows from the interval; Holm
+    over the contrasts of one metric, pooled and by scenario apart.
     """
 
     question: str

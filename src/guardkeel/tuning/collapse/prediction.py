@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
-from guardkeel.evaluation.intervals import percentile
+from guardkeel.evaluation.intervals import bootstrap, percentile
 from guardkeel.evaluation.items import Floats
 from guardkeel.tuning.collapse.figures import METRICS, Figure, Metric, Prediction
 from guardkeel.tuning.collapse.measuring import Measuring, first_row
@@ -73,25 +72,23 @@ def predict(found: Sequence[Point], *, draws: int = 500, seed: int = 0) -> list[
 
 
 def _one(name: str, metric: Metric, found: Sequence[Point], draws: int, seed: int) -> Prediction:
-    known = {"measure": name, "baseline": name in BASELINES, "outcome": metric}
+    baseline = name in BASELINES
     x = np.array([p.measures[name] for p in found])
     y = np.array([p.changes[metric] for p in found])
-    value = spearman(x[None, :], y[None, :])[0] if x.size >= FEWEST else np.nan
-    if np.isnan(value):
+    value = _rho(x, y)
+    if value is None:
         note = f"fewer than {FEWEST} cells" if x.size < FEWEST else "one of the two never varies"
-        return Prediction(**known, rho=Figure(n=x.size, note=note))
+        return Prediction(measure=name, baseline=baseline, outcome=metric, rho=Figure(n=x.size, note=note))
     clusters = np.unique([f"{p.scenario}\n{p.arm}" for p in found], return_inverse=True)[1]
     low, high = _interval(x, y, np.arange(x.size), draws, seed)
     wide = _interval(x, y, clusters, draws, seed)
-    within = [
-        rho
-        for s in {p.scenario for p in found}
-        if (here := np.array([p.scenario == s for p in found])).sum() >= FEWEST
-        and not np.isnan(rho := float(spearman(x[None, here], y[None, here])[0]))
-    ]
+    inside = [np.array([p.scenario == s for p in found]) for s in sorted({p.scenario for p in found})]
+    within = [rho for here in inside if (rho := _rho(x[here], y[here])) is not None]
     return Prediction(
-        **known,
-        rho=Figure(value=float(value), low=low, high=high, n=x.size),
+        measure=name,
+        baseline=baseline,
+        outcome=metric,
+        rho=Figure(value=value, low=low, high=high, n=x.size),
         clusters=int(clusters.max()) + 1,
         cluster_low=wide[0],
         cluster_high=wide[1],
@@ -100,28 +97,47 @@ def _one(name: str, metric: Metric, found: Sequence[Point], draws: int, seed: in
     )
 
 
-def spearman(x: Floats, y: Floats) -> Floats:
-    """Spearman's ρ of each row, (b, n) → (b,): Pearson's of midranks; NaN where a row does not vary."""
-    a, b = (rankdata(v, axis=1) - (v.shape[1] + 1) / 2 for v in (x, y))
+def _rho(x: Floats, y: Floats) -> float | None:
+    if x.size < FEWEST:
+        return None
+    found = float(spearman(x, y, np.ones((1, x.size)))[0])
+    return None if np.isnan(found) else found
+
+
+def spearman(x: Floats, y: Floats, counts: Floats) -> Floats:
+    """Spearman's ρ of (n,) and (n,) with each pair counted `counts` times, (b, n) → (b,); NaN where one is constant.
+
+    Pearson's correlation of midranks, both weighted: the midrank of a value is the count below it and half its own.
+    """
+    a, b = (_midranks(v, counts) - counts.sum(axis=1, keepdims=True) / 2 for v in (x, y))
     with np.errstate(divide="ignore", invalid="ignore"):
-        found: Floats = (a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+        found: Floats = (counts * a * b).sum(axis=1) / np.sqrt(
+            (counts * a * a).sum(axis=1) * (counts * b * b).sum(axis=1)
+        )
     return found
+
+
+def _midranks(values: Floats, counts: Floats) -> Floats:
+    order = np.argsort(values, kind="stable")
+    _, starts, place = np.unique(values[order], return_index=True, return_inverse=True)
+    own = np.add.reduceat(counts[:, order], starts, axis=1)
+    ranks = np.empty_like(counts)
+    ranks[:, order] = (np.cumsum(own, axis=1) - own / 2)[:, place]
+    return ranks
 
 
 def _interval(
     x: Floats, y: Floats, clusters: Codes, draws: int, seed: int
 ) -> tuple[float, float] | tuple[None, None]:
     """The percentile interval of ρ with whole clusters drawn anew; none from fewer than FEWEST clusters."""
-    count = int(clusters.max()) + 1
-    if count < FEWEST:
+    if int(clusters.max()) + 1 < FEWEST:
         return None, None
-    rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(clusters == c) for c in range(count)]
-    chosen = rng.integers(0, count, size=(draws, count))
-    if count == x.size:
-        found = spearman(x[chosen], y[chosen])
-    else:  # draws differ in size, so each is ranked by itself
-        rows = [np.concatenate([members[c] for c in row]) for row in chosen]
-        found = np.array([spearman(x[None, r], y[None, r])[0] for r in rows])
+    found = bootstrap(
+        lambda counts: spearman(x, y, counts),
+        x.size,
+        draws=draws,
+        rng=np.random.default_rng(seed),
+        groups=clusters,
+    )
     found = found[~np.isnan(found)]
     return percentile(found) if found.size >= 0.9 * draws else (None, None)

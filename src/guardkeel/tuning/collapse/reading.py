@@ -16,14 +16,17 @@ from typing import Any, cast
 
 import numpy as np
 
-from guardkeel.errors import DataError
+from guardkeel.configuration import read_configuration
+from guardkeel.errors import DataError, GuardkeelError
 from guardkeel.evaluation.items import Floats, ItemMeta, as_scores
 from guardkeel.evaluation.runs import read_audit
-from guardkeel.records import value_digest
+from guardkeel.records import file_digest, value_digest
 from guardkeel.results import LayerGeometry, Measure
 from guardkeel.tuning.collapse.cell import Cell, read_cell
-from guardkeel.tuning.collapse.figures import Missing
+from guardkeel.tuning.collapse.figures import PLAIN, Missing
+from guardkeel.tuning.collapse.grid import Grid, cells
 
+GRID = "grid.toml"
 Geometry = dict[str, float]
 MEASURES = (
     "CKA lost",
@@ -57,6 +60,7 @@ class Trial:
     scores: Floats
     thresholds: tuple[float, float]
     geometry: Geometry = field(default_factory=dict)
+    update_norm: float | None = None
     guard: str = ""
 
 
@@ -66,6 +70,13 @@ class Bench:
 
     trials: tuple[Trial, ...]
     missing: tuple[Missing, ...]
+    order: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Scenario and variant of all trials, in the grid's order."""
+        found = {(t.cell.scenario, t.cell.variant) for t in self.trials}
+        return [*(p for p in dict.fromkeys(self.order) if p in found), *sorted(found - set(self.order))]
 
     def arms(self, scenario: str, variant: str) -> dict[str, list[Trial]]:
         """The trials of one scenario and variant by arm, seeds ascending."""
@@ -91,7 +102,33 @@ def read_bench(out: str | Path) -> Bench:
         else:
             missing.append(found)
     alike, others = _comparable(trials)
-    return Bench(tuple(alike), tuple(missing + others))
+    plan = _planned(Path(out) / GRID)
+    missing += others
+    known_cells = {_key(t.cell) for t in alike} | {_key(m) for m in missing}
+    missing += [cell for cell in plan if _key(cell) not in known_cells]
+    return Bench(tuple(alike), tuple(missing), tuple((cell.scenario, cell.variant) for cell in plan))
+
+
+def _planned(path: Path) -> list[Missing]:
+    """The cells that the grid asks for, none where there is no grid that can be read."""
+    try:
+        grid = read_configuration(Grid, "bench collapse", path, {})
+    except GuardkeelError:
+        return []
+    return [
+        Missing(
+            scenario=plan.scenario.name,
+            arm=plan.arm.name,
+            variant=plan.variant.name if plan.variant else "",
+            seed=plan.seed,
+            why="not run yet",
+        )
+        for plan in cells(grid)
+    ]
+
+
+def _key(cell: Cell | Missing) -> tuple[str, str, str, int]:
+    return cell.scenario, cell.variant, cell.arm, cell.seed
 
 
 def _trial(folder: Path, known: dict[str, Items]) -> Trial | Missing:
@@ -116,6 +153,7 @@ def _trial(folder: Path, known: dict[str, Items]) -> Trial | Missing:
             _scores(run / "candidate.jsonl", items),
             (audit.reference.info.threshold, audit.candidate.info.threshold),
             geometry(audit.geometry),
+            update_norm(folder / cell.tune_run / "tuned"),
             audit.reference.info.name,
         )
     except DataError as e:
@@ -139,7 +177,13 @@ def _unread(folder: Path, why: str) -> Missing:
 
 
 def _items(path: Path, known: dict[str, Items]) -> Items:
-    """The items of a run; `known` holds those of earlier cells, which mostly judged the same."""
+    """The items of a run; `known` holds those of earlier cells, by file and by what they are."""
+    try:
+        file = file_digest(path)
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror})", remedy="run the cell again") from e
+    if file in known:
+        return known[file]
     metas, held = [], []
     for row in _rows(path):
         try:
@@ -152,7 +196,8 @@ def _items(path: Path, known: dict[str, Items]) -> Items:
         if metas[-1].label not in ("safe", "unsafe"):
             raise DataError(f"{path}: an item is neither safe nor unsafe", remedy="run the cell again")
     digest = value_digest([[m.id, m.suite, m.label, h] for m, h in zip(metas, held, strict=True)])
-    return known.setdefault(digest, Items(tuple(metas), np.array(held, dtype=np.bool_), digest))
+    known[file] = known.setdefault(digest, Items(tuple(metas), np.array(held, dtype=np.bool_), digest))
+    return known[file]
 
 
 def _scores(path: Path, items: Items) -> Floats:
@@ -167,7 +212,9 @@ def _scores(path: Path, items: Items) -> Floats:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
+        rows = json.loads(
+            b"[" + b",".join(line for line in path.read_bytes().split(b"\n") if line.strip()) + b"]"
+        )
     except (OSError, ValueError) as e:
         raise DataError(f"{path}: cannot be read ({type(e).__name__})", remedy="run the cell again") from e
     if not all(isinstance(r, dict) for r in rows):
@@ -176,9 +223,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _comparable(trials: list[Trial]) -> tuple[list[Trial], list[Missing]]:
-    """The trials that judged what most of their scenario judged; no table holds others beside them."""
+    """The trials that judged what most of their scenario (or else plain) judged; no table holds others beside them."""
     judged: dict[str, Counter[str]] = {}
-    for trial in trials:
+    for trial in sorted(trials, key=lambda t: t.cell.arm != PLAIN):
         judged.setdefault(trial.cell.scenario, Counter())[trial.items.digest] += 1
     usual = {scenario: counts.most_common(1)[0][0] for scenario, counts in judged.items()}
     alike = [t for t in trials if t.items.digest == usual[t.cell.scenario]]
@@ -225,3 +272,24 @@ def _of_layer(g: LayerGeometry) -> Geometry:
         "overlap lost": None if overlap is None else 1 - overlap,
     }
     return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
+
+
+def update_norm(folder: Path) -> float | None:
+    """‖ΔW‖ over all matrices of a LoRA adapter: √Σ (α/r)²‖BA‖², ‖BA‖² = Σ (BᵀB) ∘ (AAᵀ). None for other adapters."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        config = json.loads((folder / "adapter_config.json").read_bytes())
+        scale = float(config["lora_alpha"]) / int(config["r"])
+        if config.get("use_dora") or config.get("use_rslora"):
+            return None
+        with safe_open(folder / "adapter_model.safetensors", "numpy") as held:
+            names = [k for k in held.keys() if k.endswith("lora_A.weight")]  # noqa: SIM118 - it is no dict
+            total = 0.0
+            for name in names:
+                a = held.get_tensor(name).astype(np.float64)
+                b = held.get_tensor(name.replace("lora_A.weight", "lora_B.weight")).astype(np.float64)
+                total += float(((b.T @ b) * (a @ a.T)).sum())
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, SafetensorError):
+        return None  # the weights of a cell are often deleted after its audit
+    return scale * math.sqrt(total) if names else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from guardkeel.tuning.collapse.reading import Items
 
 Counts = npt.NDArray[np.float32]
 RATES = ("shipped", "recalibrated", "own")  # recall at three thresholds
+_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,14 +166,18 @@ class Resampling:
 
 
 def weighted_auroc(counts: Counts, scores: Floats, unsafe: Bools) -> Floats:
-    """AUROC with each item counted `counts` times, (b, n) → (b,): Σ P(s)(N(<s) + ½N(s)) / (ΣP ΣN) over scores s."""
-    order = np.argsort(scores, kind="stable")
-    _, starts = np.unique(scores[order], return_index=True)
-    drawn = counts[:, order]
-    positive = np.add.reduceat(drawn * unsafe[order], starts, axis=1, dtype=np.float64)
-    negative = np.add.reduceat(drawn * ~unsafe[order], starts, axis=1, dtype=np.float64)
-    below = np.cumsum(negative, axis=1) - negative / 2
-    return _ratio((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
+    """AUROC with each item counted `counts` times, (b, n) → (b,): Σ_i w_i(N(<s_i) + ½N(s_i)) / (N Σ_i w_i).
+
+    i runs over unsafe items, w_i is how often one counts, N(…) how many safe items with such a score do.
+    """
+    order = np.argsort(scores[~unsafe], kind="stable")
+    safe = scores[~unsafe][order]
+    below = np.zeros((counts.shape[0], safe.size + 1), dtype=np.float32)
+    np.cumsum(counts[:, np.flatnonzero(~unsafe)[order]], axis=1, out=below[:, 1:])
+    first, last = (np.searchsorted(safe, scores[unsafe], side=side) for side in _SIDES)
+    drawn = counts[:, unsafe]
+    top = np.einsum("bi,bi->b", drawn, below[:, first] + below[:, last], dtype=np.float64) / 2
+    return _ratio(top, drawn.sum(axis=1, dtype=np.float64) * below[:, -1])
 
 
 def mean_over(arrays: Sequence[Floats]) -> Floats:
@@ -197,21 +202,26 @@ def ends(draws: Floats) -> tuple[float, float] | None:
     return percentile(known)
 
 
-def rate_figure(draws: Floats, seeds: Sequence[float], values: Floats, groups: npt.NDArray[Any]) -> Figure:
+def rate_figure(
+    draws: Floats, seeds: Sequence[float], values: Floats, groups: npt.NDArray[Any], empty: str = ""
+) -> Figure:
     """A rate: its bootstrap interval, never narrower than Wilson's at n / design effect.
 
     `draws` is (1 + draws,), `seeds` the rate of each seed, `values` each item's mean over seeds, (items,).
+    `empty` says why where there is no value.
     """
     n = int(values.size)
     if not n or np.isnan(draws[0]):
-        return Figure(n=n, note="no such items" if not n else "no threshold: no safe calibrate items")
+        return Figure(n=n, note=empty or "no such items")
     value, effective = float(draws[0]), n / design_effect(values, groups)
     low, high = wilson(float(values.mean()) * effective, effective)
     low, high = _wider((low, high), ends(draws[1:]), value)
     return _over_seeds(seeds, value=value, low=max(0.0, low), high=min(1.0, high), n=n)
 
 
-def change_figure(draws: Floats, seeds: Sequence[float], shifts: Floats, groups: npt.NDArray[Any]) -> Figure:
+def change_figure(
+    draws: Floats, seeds: Sequence[float], shifts: Floats, groups: npt.NDArray[Any], empty: str = ""
+) -> Figure:
     """A paired difference of rates: its bootstrap interval, never narrower than Tango's.
 
     `shifts` is each item's difference, (items,), NaN left out: what it adds to better or takes to worse. Tango's
@@ -219,7 +229,7 @@ def change_figure(draws: Floats, seeds: Sequence[float], shifts: Floats, groups:
     """
     n = int(shifts.size)
     if not n or np.isnan(draws[0]):
-        return Figure(n=n, note="no such items" if not n else "no threshold: no safe calibrate items")
+        return Figure(n=n, note=empty or "no such items")
     effect = design_effect(shifts, groups)
     worse, better = -float(shifts[shifts < 0].sum()) / effect, float(shifts[shifts > 0].sum()) / effect
     low, high = tango_interval(better, worse, n / effect)
