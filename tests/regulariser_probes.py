@@ -1,5 +1,7 @@
 """A tiny float64 model with real peft LoRA layers, and probes on it, small enough for finite differences."""
 
+from contextlib import nullcontext
+
 import torch
 from peft import LoraConfig, get_peft_model
 
@@ -63,6 +65,9 @@ class ToyProbes:
         if not logits:
             return Seen(hidden)
         return Seen(hidden, torch.log_softmax(out[:, :2], -1), out)
+
+    def frozen(self):
+        return nullcontext()
 
     def answer_loss(self, picks):
         picks = list(picks)

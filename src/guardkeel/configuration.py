@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 
 from guardkeel.errors import ConfigError
 
-
 Model = TypeVar("Model", bound=BaseModel)
 
 

@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -67,6 +68,9 @@ class TinyProbes:
         self.looks.append(logits)
         hidden, out = self.net(self.x[list(picks)], layers, logits, self.nudge)
         return Seen(hidden, None if out is None else torch.log_softmax(out, -1), out)
+
+    def frozen(self):
+        return nullcontext()
 
     def answer_loss(self, picks):
         verdict = self.look(picks).verdict
@@ -233,9 +237,12 @@ def test_a_run_shared_with_other_terms_survives_the_fisher():
 def test_blocks_below_all_training_are_refused():
     probes = TinyProbes()
     probes.net.blocks[:2].requires_grad_(False)
-    with pytest.raises(ConfigError, match="block 2 is monitored"):
-        FWSSR().prepare(probes)
-    FWSSR(FWSSRSettings(depths=(0.75, 1.0))).prepare(probes)
+    refused, fine = (FWSSR(FWSSRSettings(weights="uniform", depths=d)) for d in ((0.5, 0.75, 1.0), (0.75, 1.0)))
+    refused.prepare(probes)
+    with pytest.raises(ConfigError, match="blocks 2, 3, 4 the first is monitored but nothing in training"):
+        refused.loss(probes, 0)
+    fine.prepare(probes)
+    assert fine.loss(probes, 0).requires_grad
 
 
 def test_stored_reference_and_scale_are_those_of_the_probes():

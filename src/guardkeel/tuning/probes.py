@@ -53,7 +53,7 @@ class GuardProbes:
         self._blocks = blocks(model)
         self.depth = len(self._blocks)
         self._prefix: KeyValues | None = None
-        self._kept = False
+        self._kept = self._frozen = False
         self._runs: dict[tuple[int, ...], _Run] = {}
 
     def __len__(self) -> int:
@@ -92,6 +92,23 @@ class GuardProbes:
         finally:
             self._prefix, self._runs, self._kept = None, {}, False
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """See Probes. The prefix is computed once, and graphs begin at the first block that is watched."""
+        weights = list(self.parameters().values())
+        with torch.no_grad(), undropped(self.model), kept(self.model):
+            prefix = self.learner.prefix(self.model)
+        for weight in weights:
+            weight.requires_grad_(False)
+        before, self._prefix, self._frozen = self._prefix, prefix, True
+        try:
+            with undropped(self.model), kept(self.model):
+                yield
+        finally:
+            self._prefix, self._frozen = before, False
+            for weight in weights:
+                weight.requires_grad_(True)
+
     def look(self, picks: Sequence[int], *, layers: Sequence[int] = (), logits: bool = True) -> Seen:
         """See Probes. With `logits` and gradients on, `hidden` lies on the way to the logits."""
         if logits or not layers or self.whole:
@@ -122,25 +139,24 @@ class GuardProbes:
 
     def _run(self, picks: Sequence[int], layers: Sequence[int]) -> _Run:
         key = (int(torch.is_grad_enabled()), *picks)  # a run without gradients serves no one who wants them
-        known = self._runs.get(key)
+        known = self._runs.get(key) if not self._frozen else None
         if known is not None and set(layers) <= set(known.hidden):
             return known
         run = self._forward(picks, sorted({*layers, *(known.hidden if known else ())}))
-        if self._kept:
+        if self._kept and not self._frozen:
             self._runs[key] = run
         return run
 
     def _forward(self, picks: Sequence[int], layers: Sequence[int]) -> _Run:
-        batch, at = self._batch(picks)
+        batch, at = self._batch(picks, answers=not self._frozen)
         prefix = self._shared()  # before anything is watched
-        with _watching(self._blocks, layers, at) as hidden:
+        with _watching(self._blocks, layers, at, leaves=self._frozen) as hidden:
             if isinstance(self.learner, CausalLearner):
                 targets = batch["targets"]
                 out = forward(self.model, prefix, batch["ids"], batch["mask"], keep=targets.shape[1] + 1)
-                answered = out.logits[:, :-1].float()
-                losses = self.learner.answered(answered, targets, batch["weights"])
-                first = targets.shape[1] - torch.tensor([len(self.lessons[i].answer_ids) for i in picks])
-                logits = answered[torch.arange(len(picks)), first]
+                shown = out.logits.float()
+                logits = shown[torch.arange(len(picks)), at - batch["ids"].shape[1]]
+                losses = self.learner.answered(shown[:, :-1], targets, batch["weights"])
             else:
                 logits = self.learner.logits(self.model, batch)
                 chances = self.learner.verdict(logits)
@@ -197,12 +213,12 @@ class _ReachedError(Exception):
 
 @contextlib.contextmanager
 def _watching(
-    modules: Any, layers: Sequence[int], at: Tensor, *, stop: bool = False
+    modules: Any, layers: Sequence[int], at: Tensor, *, stop: bool = False, leaves: bool = False
 ) -> Iterator[dict[int, Tensor]]:
     """Hidden states (rows, width) of some blocks at one position a row, with gradients, as the block runs.
 
     Each is put back into the block's output, so that gradients with respect to it are gradients with respect to what
-    the next block reads.
+    the next block reads. With `leaves` the graph begins at the first that no weight in training comes before.
     """
     hidden: dict[int, Tensor] = {}
     rows = torch.arange(len(at), device=at.device)
@@ -215,7 +231,9 @@ def _watching(
             hidden[layer] = state.float()
             if stop and layer == last:
                 raise _ReachedError
-            if stop or not states.requires_grad:
+            if leaves and not stop and torch.is_grad_enabled() and not hidden[layer].requires_grad:
+                hidden[layer].requires_grad_()
+            if stop or not hidden[layer].requires_grad:
                 return None
             # Through float32 and back is the identity on bf16 values.
             states = states.index_put((rows, at), hidden[layer].to(states.dtype))

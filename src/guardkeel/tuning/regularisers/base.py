@@ -11,6 +11,7 @@ Hugging Face Trainer) call the same methods in the same order:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -56,6 +57,10 @@ class Probes(Protocol):
 
     def look(self, picks: Sequence[int], *, layers: Sequence[int] = (), logits: bool = True) -> Seen:
         """Run the model as it is now. Without `logits` it stops at the highest of `layers`."""
+        ...
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """A block in which weights neither change nor get gradients, only hidden states do: looking is cheap there."""
         ...
 
     def answer_loss(self, picks: Sequence[int]) -> Tensor:

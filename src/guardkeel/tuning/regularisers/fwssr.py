@@ -153,15 +153,15 @@ class FWSSR(Regulariser):
         hidden: dict[int, list[Tensor]] = {layer: [] for layer in layers}
         slopes: dict[int, list[Tensor]] = {layer: [] for layer in layers}
         needs_slopes = self.settings.weights == "fisher"
-        for picks in chunks:
-            with torch.set_grad_enabled(needs_slopes):
+        with probes.frozen(), torch.set_grad_enabled(needs_slopes):
+            for picks in chunks:
                 seen = probes.look(picks, layers=layers, logits=needs_slopes)
-            found = _slopes(seen, probes.unsafe[picks], layers) if needs_slopes else {}
-            for layer in layers:
-                hidden[layer].append(seen.hidden[layer].detach().cpu())
-            for layer, gradients in found.items():
-                slopes[layer].append(gradients.cpu())
-            del seen, found
+                found = _slopes(seen, probes.unsafe[picks], layers) if needs_slopes else {}
+                for layer in layers:
+                    hidden[layer].append(seen.hidden[layer].detach().cpu())
+                for layer, gradients in found.items():
+                    slopes[layer].append(gradients.cpu())
+                del seen, found
         order = torch.tensor([pick for chunk in chunks for pick in chunk])
         unsafe = probes.unsafe.cpu()[order]
         back, device = order.argsort(), probes.unsafe.device
@@ -223,7 +223,7 @@ class FWSSR(Regulariser):
         picks, layers = probes.draw(step), self.layers(probes.depth)
         due = step > 0 and step % s.refresh == 0
         if due and s.weights == "fisher":
-            with torch.enable_grad():
+            with probes.frozen(), torch.enable_grad():
                 seen = probes.look(picks, layers=layers)
                 fresh = _slopes(seen, probes.unsafe[picks], layers)
             for layer, gradients in fresh.items():
@@ -235,6 +235,11 @@ class FWSSR(Regulariser):
                 z = maths.project(rows.detach(), self._held("basis", layer, rows))
                 self._refresh(layer, maths.proxy(z))
         penalty = self._penalty(seen, picks, layers)
+        if not all(h.requires_grad for h in seen.hidden.values()):
+            raise ConfigError(
+                f"of blocks {', '.join(map(str, layers))} the first is monitored but nothing in training can move it",
+                remedy="set depths to deeper blocks, or train earlier ones too",
+            )
         self._numbers["penalty"] = penalty.detach()
         if s.detached:
             return None
@@ -342,17 +347,8 @@ def _slopes(seen: Seen, unsafe: Tensor, layers: list[int]) -> dict[int, Tensor]:
 
     The sum over probes may be differentiated at once, because a probe's hidden state moves its own verdict only. The
     graph is kept, because within a step other terms may hold the same run.
-
-    Raises:
-        ConfigError: a block lies below every weight in training.
     """
     assert seen.verdict is not None
-    for layer in layers:
-        if not seen.hidden[layer].requires_grad:
-            raise ConfigError(
-                f"block {layer} is monitored but nothing in training can move it",
-                remedy="set depths to deeper blocks, or train earlier ones too",
-            )
     right = seen.verdict.gather(1, unsafe.long().unsqueeze(1)).sum()
     found = torch.autograd.grad(right, [seen.hidden[layer] for layer in layers], retain_graph=True)
     return dict(zip(layers, found, strict=True))

@@ -37,7 +37,7 @@ def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
 def reference(probes: base.Probes, temperature: float = 1.0) -> Tensor:
     """log p of every probe as the model is now: (n, vocabulary), float16, on the CPU. DataError without probes."""
     kept: Tensor | None = None
-    with torch.no_grad():
+    with probes.frozen(), torch.no_grad():
         for picks in probes.chunks():
             now = log_probabilities(_logits(probes, picks), temperature).half().cpu()
             if kept is None:
