@@ -44,7 +44,7 @@ class Arm:
         guard = load_guard(args.guard)
         task, anchors = split_many([load_suite("keel-domain"), load_suite("keel-anchor")])
         teacher = learner(guard)
-        rows, guards = suite_data(task, source="bank").targets, balanced(suite_data(anchors).targets, 400)
+        rows, guards = suite_data(task, source="bank").targets, balanced(suite_data(anchors).targets, 200)
         teacher.encoder.share([t.judgement for t in (*rows, *guards)])
         guard.model = trainable(
             guard.model, adapter="lora", rank=8, alpha=16.0, first_layer=0, seed=0, task="causal"
@@ -83,7 +83,7 @@ class Arm:
         self._wait()
         started = time.perf_counter()
         t.training_step(t.model, inputs)
-        torch.nn.utils.clip_grad_norm_([p for p in t.model.parameters() if p.requires_grad], 1.0)
+        t._clip_grad_norm(t.model)
         t.keeper.on_pre_optimizer_step(t.args, t.state, t.control, model=t.model)
         t.optimizer.step()
         t.model.zero_grad()
@@ -112,7 +112,9 @@ def main() -> None:
         weigh(args)
         return
     arms = [a for a in args.arms.split(",") if a not in ("plain", "interpolation")]
-    print(f"{'method':22s} {'time':>6s} {'low–high':>11s} {'prepare':>8s} {'memory':>7s} {'above model':>12s}")
+    print(
+        f"{'method':22s} {'time':>6s} {'low–high':>11s} {'prepare':>8s} {'memory':>7s} {'above model':>12s}"
+    )
     plain_memory = memory("plain")
     for method in arms:
         ratios, prepared = compare(method, args)
@@ -144,7 +146,9 @@ def memory(method: str) -> dict[str, Any]:
     given = [a for a in sys.argv[1:] if not a.startswith("--arms")]
     command = [sys.executable, __file__, *given, "--weigh", method]
     return dict(
-        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+        )
     )
 
 

@@ -18,13 +18,10 @@ from pathlib import Path
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-from guardkeel import Keeper, load_guard, load_suite
+from guardkeel import Keeper, guard_probes, load_guard, load_suite
 from guardkeel.conversation import read_jsonl
 from guardkeel.tuning.data import suite_data
 from guardkeel.tuning.gather import balanced
-from guardkeel.tuning.learner import learner
-from guardkeel.tuning.lessons import guard_lessons
-from guardkeel.tuning.probes import GuardProbes
 from guardkeel.tuning.regularisers.registry import build
 
 
@@ -34,10 +31,8 @@ def train(name: str, suite: str, texts: str, out: Path, *, method: str = "fwssr"
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = guard.model = get_peft_model(guard.model, lora)
 
-    teacher = learner(guard, max_tokens=1024)  # how this guard reads and answers guard data
     rows = balanced(suite_data(load_suite(suite)).targets, 64)
-    anchors = guard_lessons(rows, teacher.encoder, teacher.tokenizer)
-    keeper = Keeper(build(method), GuardProbes(model, teacher, anchors))
+    keeper = Keeper(build(method), guard_probes(guard, rows, max_tokens=1024))
 
     tokens = [
         guard.tokenizer(e.conversation.text, truncation=True, max_length=128) for e in read_jsonl(texts)

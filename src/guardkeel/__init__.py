@@ -23,6 +23,7 @@ _PUBLIC = {
     "audit": "evaluation.run",
     "tune": "tuning.run",
     "Keeper": "tuning.keeper",
+    "guard_probes": "tuning.probes",
 }
 
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - strings all

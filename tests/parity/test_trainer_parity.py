@@ -14,6 +14,7 @@ from guardkeel.tuning.learner import training
 from guardkeel.tuning.lora import LoraSettings
 from guardkeel.tuning.monitor import SafetyMonitor
 from guardkeel.tuning.order import batches, schedule
+from guardkeel.tuning.regularisers.replay import Replay
 from small_tunes import bench, rows, trainer
 
 STEPS, BATCH, RATE = 5, 3, 5e-3
@@ -155,6 +156,42 @@ def test_with_a_weight_they_are_not(plain, tiny_loaded, tmp_path, method):
     made, losses = tuned(tiny_loaded("llama"), tmp_path, method)
     assert losses[0] == plain[1][0]  # the task's own loss, at θ₀
     assert not all(torch.equal(p, plain[0].trained()[n]) for n, p in made.trained().items())
+
+
+class Spy(Replay):
+    """Keeps what it is shown: the task's gradient, and the step's whole one."""
+
+    def wants(self, step):
+        return True
+
+    def observe(self, probes, step, task):
+        self.task = {n: g.clone() for n, g in task.items()}
+
+    def edit(self, probes, step, gradients):
+        self.whole = {n: g.clone() for n, g in gradients.items()}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "bert"])  # a shared policy, none, a classifier
+def test_gradients_are_those_of_task_and_term(tiny_loaded, tmp_path, architecture, parts):
+    """The policy's keys and values carry both; the regulariser sees the task's own, whatever it adds itself."""
+    made = bench(tiny_loaded(architecture), task=6, moved=0.2)
+    run = trainer(made, tmp_path, "replay", steps=1, batch=BATCH, accumulation=parts, max_norm=0.0)
+    run.regulariser = run.keeper.regulariser = spy = Spy(run.regulariser.settings)
+    lengths = [len(lesson.prompt_ids) + len(lesson.answer_ids) for lesson in made.lessons]
+    with training(made.model):
+        losses = []
+        for picks in batches(lengths, size=BATCH, count=parts, seed=0):
+            batch = made.teacher.collate([made.lessons[i] for i in picks])
+            prefix = made.teacher.prefix(made.model) if batch["shared"] else None
+            losses.append(made.teacher.loss(made.model, batch, prefix))
+        task = made.probes.gradients(torch.stack(losses).mean())
+        term = made.probes.gradients(made.probes.answer_loss(made.probes.draw(0)))
+    run.train()
+    for name, gradient in task.items():
+        size = float(gradient.abs().max() + term[name].abs().max())
+        assert torch.allclose(spy.task[name], gradient, atol=1e-4 * size), name
+        assert torch.allclose(spy.whole[name], gradient + term[name], atol=1e-4 * size), name
 
 
 @pytest.mark.parametrize(("architecture", "method"), [("llama", "fwssr-adaptive+replay"), ("bert", "plain")])

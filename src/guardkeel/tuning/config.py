@@ -44,7 +44,7 @@ class TuneConfig(BaseModel):
         default=["keel-anchor"], description="labelled guard conversations on which the method keeps watch"
     )
     guard_items: int = Field(
-        default=400, ge=2, description="use at most this many of them, labels in balance"
+        default=200, ge=2, description="use at most this many of them, labels in balance"
     )
     guard_batch: int = Field(default=2, ge=2, description="of them a step")
     unaligned: str | None = Field(

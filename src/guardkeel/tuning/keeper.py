@@ -1,12 +1,12 @@
 """Any regulariser in any Hugging Face Trainer: a callback, ten lines of anyone's training script.
 
-    probes = guard_probes(guard, model, examples)
-    trainer = Trainer(model, args, train_dataset=data, callbacks=[Keeper(build("fwssr"), probes)])
+    probes = guard_probes(guard, targets)
+    trainer = Trainer(guard.model, args, train_dataset=data, callbacks=[Keeper(build("fwssr"), probes)])
 
 Before each optimiser step the callback finds the task's gradient in `.grad`, adds the term's own, and lets the
 regulariser change the sum. The term's gradient is not part of the Trainer's clipping, which has happened by then, so
-the sum is clipped once more. `GuardTrainer` computes task and term in one graph instead, which shares the policy
-prefix between them and costs less; the sum it steps along is the same.
+the sum is clipped once more. `GuardTrainer` shares the policy prefix between task and term instead, which costs less;
+the sum it steps along is the same.
 """
 
 from __future__ import annotations

@@ -16,12 +16,32 @@ from torch import Tensor
 
 from guardkeel.activations.blocks import blocks
 from guardkeel.errors import DataError
+from guardkeel.guards.load import AnyGuard
 from guardkeel.guards.prefix import KeyValues, forward
 from guardkeel.tuning.learner import CausalLearner, Learner, kept, undropped
-from guardkeel.tuning.lessons import Lesson
+from guardkeel.tuning.learner import learner as learner_of
+from guardkeel.tuning.lessons import Lesson, classifier_lessons, guard_lessons
 from guardkeel.tuning.regularisers.base import Gradients, Seen
+from guardkeel.tuning.targets import Target
 
 _CHUNK = 8
+
+
+def guard_probes(
+    guard: AnyGuard, targets: Sequence[Target], *, batch: int = 2, seed: int = 0, max_tokens: int = 512
+) -> GuardProbes:
+    """Probes for a Trainer of your own: labelled conversations, seen by `guard.model` as it is when this is called.
+
+    Put the LoRA on first, and give the Trainer that very model.
+    """
+    teacher = learner_of(guard, max_tokens=max_tokens)
+    if isinstance(teacher, CausalLearner):
+        if teacher.sharing:
+            teacher.encoder.share([t.judgement for t in targets])
+        lessons = guard_lessons(targets, teacher.encoder, teacher.tokenizer)
+    else:
+        lessons = classifier_lessons(targets, teacher.guard)
+    return GuardProbes(guard.model, teacher, lessons, batch=batch, seed=seed)
 
 
 class GuardProbes:

@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer, taught to teach guards: shared policy prefix, regulariser in the same graph, exact resume.
+"""The Hugging Face Trainer, taught to teach guards: shared policy prefix, regulariser beside the task, exact resume.
 
 Data order, schedule and draws of probes are functions of the seed and the step, so a resumed run sees what it would
 have seen. AdamW without weight decay, linear warm-up, then constant or cosine to a tenth.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from guardkeel.errors import ConfigError
+from guardkeel.guards.prefix import KeyValues
 from guardkeel.models.quiet import quiet
 from guardkeel.tuning.keeper import Keeper, not_finite
 from guardkeel.tuning.learner import Learner, training
 from guardkeel.tuning.lessons import Lesson
 from guardkeel.tuning.order import batches
 from guardkeel.tuning.probes import GuardProbes
-from guardkeel.tuning.regularisers.base import Regulariser
+from guardkeel.tuning.regularisers.base import Gradients, Regulariser
 
 
 class GuardTrainer(Trainer):  # type: ignore[misc]
@@ -100,6 +101,8 @@ class GuardTrainer(Trainer):  # type: ignore[misc]
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise not_finite(self.args, self.state, f"loss {loss.item():g}")
+        if self.probes is not None and self.accelerator.sync_gradients:
+            self._observe(self.probes, self.state.global_step)
         return loss
 
     def compute_loss(
@@ -109,22 +112,64 @@ class GuardTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The task's loss and, once an optimiser step, the regulariser's."""
+        """The task's loss; once an optimiser step the regulariser's gradient is put beside it.
+
+        The term runs first and its graph is gone before the task's is built, so memory holds the larger of the two.
+        It reads a copy of the shared prefix P; the gradient G that it leaves there goes on through the task's
+        backward, which gets the surrogate ⟨P, G⟩ of value zero.
+        """
         prefix = self.learner.prefix(model) if inputs["shared"] else None
+        through = None
+        if self.probes is not None and self.accelerator.sync_gradients:
+            through = self._add_term(self.probes, prefix)
         task = self.learner.loss(model, inputs, prefix)
         self._losses.append(float(task.detach()))
-        if self.probes is None or not self.accelerator.sync_gradients:
-            return task
-        step, parts = self.state.global_step, self.current_gradient_accumulation_steps
-        with self.probes.step(prefix):
-            term = self.regulariser.loss(self.probes, step)
-            if self.regulariser.wants(step):
-                gradients = self.probes.gradients(task / parts)
-                for name, p in self.probes.parameters().items():
-                    if p.grad is not None:  # of the batches that were accumulated before this one
-                        gradients[name] = gradients[name] + p.grad
-                self.regulariser.observe(self.probes, step, gradients)
-        return task if term is None else task + parts * term
+        return task if through is None else task + (through - through.detach())
+
+    def _add_term(self, probes: GuardProbes, prefix: KeyValues | None) -> Tensor | None:
+        """Add the term's gradient to the parameters'; returns what carries it on through the prefix."""
+        step, named = self.state.global_step, probes.parameters()
+        self._term: Gradients = {}
+        whole = [t for pair in prefix or () for t in pair]
+        copies = [t.detach().requires_grad_(t.requires_grad) for t in whole]
+        with probes.step([(k, v) for k, v in zip(copies[::2], copies[1::2], strict=True)] or None):
+            term = self.regulariser.loss(probes, step)
+            if term is None:
+                return None
+            reached = [(t, c) for t, c in zip(whole, copies, strict=True) if c.requires_grad]
+            wanted = [*named.values(), *(c for _, c in reached)]
+            found = torch.autograd.grad(term, wanted, allow_unused=True)
+        self._put(named, found[: len(named)])
+        left = zip(reached, found[len(named) :], strict=True)
+        carried = [(t.float() * g.float()).sum() for (t, _), g in left if g is not None]
+        if not carried:
+            return None
+        through = torch.stack(carried).sum()
+        if self.regulariser.wants(step):  # it is to see the task's gradient alone, so this goes another way
+            self._put(
+                named,
+                torch.autograd.grad(through, list(named.values()), retain_graph=True, allow_unused=True),
+            )
+            return None
+        parts: int = self.current_gradient_accumulation_steps  # by which the Trainer will divide it
+        return through * parts
+
+    def _put(self, named: Mapping[str, torch.nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+        """Add a gradient of the term to the parameters'."""
+        for (name, p), gradient in zip(named.items(), gradients, strict=True):
+            if gradient is not None:
+                self._term[name] = self._term[name] + gradient if name in self._term else gradient
+                p.grad = gradient.clone() if p.grad is None else p.grad + gradient
+
+    def _observe(self, probes: GuardProbes, step: int) -> None:
+        """Let the regulariser see the task's gradient, before the sum is clipped."""
+        if self.regulariser.wants(step):
+            task = {
+                name: torch.zeros_like(p) if p.grad is None else p.grad - self._term.get(name, 0)
+                for name, p in probes.parameters().items()
+            }
+            with probes.step():
+                self.regulariser.observe(probes, step, task)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """See Trainer.log; the regulariser's numbers go with the loss, to every report_to."""
