@@ -201,7 +201,7 @@ def test_gradients_by_the_hidden_state_are_differences(architecture, made):
     picks = [0, 3, 5]
     seen = probes.look(picks, layers=(1, 2))
     slopes = torch.autograd.grad(seen.verdict[:, 1].sum(), [seen.hidden[1], seen.hidden[2]])
-    _, at = probes._batch(picks)
+    _, at = probes._batch(picks, answers=False)
     generator = torch.Generator().manual_seed(1)
     for layer, slope in zip((1, 2), slopes, strict=True):
         way = torch.randn(slope.shape, generator=generator)
@@ -324,9 +324,13 @@ def test_a_draw_is_run_once_a_step(made):
     runs, probes = Runs(b.model), b.probes
     with probes.step():
         one = probes.look([0, 1], layers=(2,))
-        probes.answer_loss([0, 1])
         probes.look([0, 1])
         assert runs.take() == [1, 2]  # the policy and the draw
+        probes.answer_loss([0, 1])
+        assert runs.take() == [2]  # the draw again, with its answers
+        probes.answer_loss([0, 1])
+        probes.look([0, 1], layers=(2,))
+        assert runs.take() == []
         two = probes.look([0, 1], layers=(1, 2))
         assert runs.take() == [2]  # another layer, another run
         probes.look([0, 1], layers=(2,))
@@ -337,6 +341,19 @@ def test_a_draw_is_run_once_a_step(made):
         assert runs.take() == [2]  # a stopped run is cheap and is not kept
     probes.look([0, 1])
     assert runs.take() == [1, 2]
+
+
+def test_terms_that_look_differently_far_share_one_run(made):
+    b = made(SHARING)
+    runs, probes = Runs(b.model), b.probes
+    probes.looks = "answers"
+    with probes.step():
+        part = probes.look([0, 1], layers=(2,), logits=False)
+        probes.look([0, 1])
+        probes.answer_loss([0, 1])
+        assert runs.take() == [1, 2]
+    probes.looks = "hidden"
+    assert close(part.hidden[2], probes.look([0, 1], layers=(2,), logits=False).hidden[2])
 
 
 def test_the_policy_of_the_task_is_used(made):

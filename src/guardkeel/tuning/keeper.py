@@ -39,6 +39,8 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
                 f"method {regulariser.name!r} needs guard data", remedy="give some with --guard-data"
             )
         self.regulariser, self.probes, self.fused = regulariser, probes, fused
+        if probes is not None:
+            probes.looks = regulariser.looks
         self.norm = float("nan")
         """Norm of the last step's gradient as it was applied."""
         self.keep: Callable[[], int] = lambda: 0

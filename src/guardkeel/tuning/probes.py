@@ -21,7 +21,7 @@ from guardkeel.guards.prefix import KeyValues, forward
 from guardkeel.tuning.learner import CausalLearner, Learner, kept, undropped
 from guardkeel.tuning.learner import learner as learner_of
 from guardkeel.tuning.lessons import Lesson, classifier_lessons, guard_lessons
-from guardkeel.tuning.regularisers.base import Gradients, Seen
+from guardkeel.tuning.regularisers.base import Gradients, Looks, Seen
 from guardkeel.tuning.targets import Target
 
 _CHUNK = 8
@@ -68,8 +68,8 @@ class GuardProbes:
         self.batch, self.seed = batch, seed
         self.device = next(model.parameters()).device
         self.unsafe = torch.tensor(labels, device=self.device)
-        self.whole = False
-        """Whether every draw runs to the logits and the answer, because some term needs them in each step."""
+        self.looks: Looks = "hidden"
+        """How far every draw is run, because some term needs that much of it in each step."""
         self._blocks = blocks(model)
         self.depth = len(self._blocks)
         self._prefix: KeyValues | None = None
@@ -131,14 +131,14 @@ class GuardProbes:
 
     def look(self, picks: Sequence[int], *, layers: Sequence[int] = (), logits: bool = True) -> Seen:
         """See Probes. With `logits` and gradients on, `hidden` lies on the way to the logits."""
-        if logits or not layers or self.whole:
-            run = self._run(picks, layers)
+        if logits or not layers or self.looks != "hidden":
+            run = self._run(picks, layers, answers=self.looks == "answers")
             return Seen({k: run.hidden[k] for k in layers}, self.learner.verdict(run.logits), run.logits)
         return Seen(self._stopped(picks, layers))
 
     def answer_loss(self, picks: Sequence[int]) -> Tensor:
         """See Probes."""
-        return self._run(picks, ()).losses.mean()
+        return self._run(picks, (), answers=True).losses.mean()
 
     def gradients(self, loss: Tensor) -> Gradients:
         """See Probes. The graph is kept, for other gradients of the same step."""
@@ -157,18 +157,22 @@ class GuardProbes:
         """See trained_modules."""
         return trained_modules(self.model)
 
-    def _run(self, picks: Sequence[int], layers: Sequence[int]) -> _Run:
-        key = (int(torch.is_grad_enabled()), *picks)  # a run without gradients serves no one who wants them
-        known = self._runs.get(key) if not self._frozen else None
-        if known is not None and set(layers) <= set(known.hidden):
+    def _run(self, picks: Sequence[int], layers: Sequence[int], *, answers: bool) -> _Run:
+        """A forward to the logits, or one of this step that showed as much."""
+        answers = answers and not self._frozen
+        # A run without gradients serves no one who wants them.
+        key = (int(torch.is_grad_enabled()), *picks)
+        known = self._runs.get(key) if self._kept and not self._frozen else None
+        if known is not None and set(layers) <= set(known.hidden) and answers <= known.answers:
             return known
-        run = self._forward(picks, sorted({*layers, *(known.hidden if known else ())}))
+        seen, said = (known.hidden, known.answers) if known else ({}, False)
+        run = self._forward(picks, sorted({*layers, *seen}), answers=answers or said)
         if self._kept and not self._frozen:
             self._runs[key] = run
         return run
 
-    def _forward(self, picks: Sequence[int], layers: Sequence[int]) -> _Run:
-        batch, at = self._batch(picks, answers=not self._frozen)
+    def _forward(self, picks: Sequence[int], layers: Sequence[int], *, answers: bool) -> _Run:
+        batch, at = self._batch(picks, answers=answers)
         prefix = self._shared()  # before anything is watched
         with _watching(self._blocks, layers, at, leaves=self._frozen) as hidden:
             if isinstance(self.learner, CausalLearner):
@@ -183,7 +187,7 @@ class GuardProbes:
                 losses = (
                     -batch["weights"].to(logits) * chances.gather(1, batch["unsafe"].long()[:, None])[:, 0]
                 )
-        return _Run(hidden, logits, losses)
+        return _Run(hidden, logits, losses, answers)
 
     def _stopped(self, picks: Sequence[int], layers: Sequence[int]) -> dict[int, Tensor]:
         """Hidden states from a forward that ends at the highest layer."""
@@ -205,7 +209,7 @@ class GuardProbes:
             self._prefix = prefix
         return prefix
 
-    def _batch(self, picks: Sequence[int], *, answers: bool = True) -> tuple[dict[str, Any], Tensor]:
+    def _batch(self, picks: Sequence[int], *, answers: bool) -> tuple[dict[str, Any], Tensor]:
         """The batch of some probes and, for each row, where its verdict position is."""
         lessons = [self.lessons[i] for i in picks]
         if isinstance(self.learner, CausalLearner):
@@ -223,8 +227,8 @@ class GuardProbes:
 class _Run:
     """What one forward of some probes gave."""
 
-    def __init__(self, hidden: dict[int, Tensor], logits: Tensor, losses: Tensor) -> None:
-        self.hidden, self.logits, self.losses = hidden, logits, losses
+    def __init__(self, hidden: dict[int, Tensor], logits: Tensor, losses: Tensor, answers: bool) -> None:
+        self.hidden, self.logits, self.losses, self.answers = hidden, logits, losses, answers
 
 
 class _ReachedError(Exception):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +21,9 @@ from torch import Tensor
 
 Gradients = dict[str, Tensor]
 """Gradients by parameter name."""
+
+Looks = Literal["hidden", "verdict", "answers"]
+"""How far a forward of probes goes: to the highest watched block, to the verdict, through the right answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ class Regulariser:
     """
 
     name: ClassVar[str] = "plain"
+    looks: Looks = "hidden"
+    """How far it looks in every step; where several do, one forward of the farthest serves them all."""
     Settings: ClassVar[type[Settings]] = Settings
 
     def __init__(self, settings: _Settings | None = None) -> None:

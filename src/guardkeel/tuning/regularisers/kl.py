@@ -80,6 +80,7 @@ class KL(base.Regulariser):
     """Holds the whole distribution at the verdict position on guard conversations. Zero, with its gradient, at θ₀."""
 
     name = "kl"
+    looks: base.Looks = "verdict"
     Settings = KLSettings
     settings: KLSettings
     _last: Tensor | None = None

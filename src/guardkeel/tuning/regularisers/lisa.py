@@ -35,6 +35,7 @@ class Lisa(base.Regulariser):
     """Alternates between the task and the guard; changes the gradient only, and adds no loss."""
 
     name = "lisa"
+    looks: base.Looks = "answers"
     Settings = LisaSettings
     settings: LisaSettings
 

@@ -21,6 +21,7 @@ class Replay(base.Regulariser):
     """Adds the guard's own task on a few labelled conversations a step. It is not zero at θ₀, nor meant to be."""
 
     name = "replay"
+    looks: base.Looks = "answers"
     Settings = ReplaySettings
     settings: ReplaySettings
     _last: Tensor | None = None

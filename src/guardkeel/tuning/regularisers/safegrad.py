@@ -51,6 +51,7 @@ class SafeGrad(base.Regulariser):
     """Projects the task's gradient where it conflicts with the guard's, and adds that of KL to the reference."""
 
     name = "safegrad"
+    looks: base.Looks = "answers"
     Settings = SafeGradSettings
     settings: SafeGradSettings
     _cosine: float | None = None

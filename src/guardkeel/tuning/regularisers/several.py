@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from guardkeel.tuning.regularisers.base import Gradients, Probes, Regulariser
+from guardkeel.tuning.regularisers.base import Gradients, Looks, Probes, Regulariser
 
 
 class Several(Regulariser):
@@ -25,6 +25,7 @@ class Several(Regulariser):
     def __init__(self, parts: Mapping[str, Regulariser]) -> None:
         super().__init__()
         self.parts = dict(parts)
+        self.looks = max((part.looks for part in self.parts.values()), key=get_args(Looks).index)
         wanted = (need for part in self.parts.values() for need in getattr(part, "needs", ()))
         self.needs: tuple[str, ...] = tuple(dict.fromkeys(wanted))
 
