@@ -237,7 +237,9 @@ def test_a_run_shared_with_other_terms_survives_the_fisher():
 def test_blocks_below_all_training_are_refused():
     probes = TinyProbes()
     probes.net.blocks[:2].requires_grad_(False)
-    refused, fine = (FWSSR(FWSSRSettings(weights="uniform", depths=d)) for d in ((0.5, 0.75, 1.0), (0.75, 1.0)))
+    refused, fine = (
+        FWSSR(FWSSRSettings(weights="uniform", depths=d)) for d in ((0.5, 0.75, 1.0), (0.75, 1.0))
+    )
     refused.prepare(probes)
     with pytest.raises(ConfigError, match="blocks 2, 3, 4 the first is monitored but nothing in training"):
         refused.loss(probes, 0)

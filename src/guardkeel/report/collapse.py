@@ -14,7 +14,7 @@ from guardkeel.report import collapse_charts as charts
 from guardkeel.report import collapse_words as sayings
 from guardkeel.report import words
 from guardkeel.report.collapse_words import markdown
-from guardkeel.report.render import _asset, _environment, _source
+from guardkeel.report.render import asset, environment, source
 from guardkeel.tuning.collapse.contrasts import AGAINST_PLAIN
 from guardkeel.tuning.collapse.figures import METRICS, REFERENCE, CollapseTable, Contrast, Metric, Row
 from guardkeel.tuning.collapse.reading import MEASURES
@@ -62,12 +62,14 @@ def write_collapse_report(out: str | Path) -> Path:
 
 def render(table: CollapseTable) -> str:
     """The report as one HTML page."""
-    style = _asset("report.css") + "\n" + _asset("collapse.css")
+    style = asset("report.css") + "\n" + asset("collapse.css")
     numbers = {o.arm: k for k, o in enumerate(table.overall, 1)}
     asked = _asked(table.contrasts)
-    policy = f"default-src 'none'; style-src '{_source(style)}'; img-src data:; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src '{source(style)}'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
     page = (
-        _environment()
+        environment()
         .get_template("collapse.html")
         .render(
             t=table,

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 def render(data: ReportData) -> str:
     """The report as one HTML page."""
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = asset("report.css"), asset("report.js")
     policy = (
-        f"default-src 'none'; style-src '{_source(style)}'; script-src '{_source(script)}'; "
+        f"default-src 'none'; style-src '{source(style)}'; script-src '{source(script)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     geometry = data.results.geometry
     page = (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             d=data,
@@ -54,7 +54,8 @@ def render(data: ReportData) -> str:
     return page + "\n"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates and what they may call."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -98,11 +99,12 @@ def interval(estimate: Estimate | None, kind: str = "percent") -> str:
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A style sheet or script."""
     return (files("guardkeel.report") / "templates" / name).read_text("utf-8").strip()
 
 
-def _source(text: str) -> str:
+def source(text: str) -> str:
     """A CSP source for an inline element whose whole content is `text`."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 

@@ -107,7 +107,7 @@ def run(
             remedy="set adapter to lora, or choose another method",
         )
     check_reports(config.report_to)
-    unaligned = _unaligned(config, path, watch) if getattr(regulariser, "needs", ()) else None
+    unaligned = unaligned_path(config, path, watch) if getattr(regulariser, "needs", ()) else None
     gathered = gathered or gather(config, watch)
     inputs = {"guard": checkpoint_digest(path)} | gathered.digests
     claim(folder, value_digest([inputs, config.model_dump(exclude={"offline"})]), begun="checkpoint-*")
@@ -308,7 +308,7 @@ def _monitor(
     return monitor
 
 
-def _unaligned(config: TuneConfig, path: Path, watch: Watch) -> Path:
+def unaligned_path(config: TuneConfig, path: Path, watch: Watch) -> Path:
     """The checkpoint that the guard was made from."""
     if config.unaligned is not None:
         return local_checkpoint(resolve(config.unaligned, progress=watch, offline=config.offline), watch)

@@ -35,7 +35,7 @@ from guardkeel.tuning.posthoc import PostHoc
 from guardkeel.tuning.probes import trained_modules
 from guardkeel.tuning.regularisers.registry import build
 from guardkeel.tuning.results import Learned, TuneResults
-from guardkeel.tuning.run import TUNED, _unaligned
+from guardkeel.tuning.run import TUNED, unaligned_path
 from guardkeel.tuning.weights import save
 
 
@@ -78,7 +78,7 @@ def repair(
     guard.model = model = attach_adapter(guard.model, trained / TUNED)
     model.peft_config["default"].base_model_name_or_path = str(path)  # a name would be looked for on a hub
     if "unaligned" in part.needs:
-        before = _unaligned(config, path, watch)
+        before = unaligned_path(config, path, watch)
         part.alignment = alignment(path, before, list(trained_modules(model)))  # type: ignore[attr-defined]
     done = part.apply(model)
     results = plain.model_copy(
