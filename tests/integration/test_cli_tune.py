@@ -140,8 +140,16 @@ def test_methods_are_listed(cli):
 WRONG = {
     "method": (["--method", "fwsr"], "unknown method 'fwsr'", "fwssr"),
     "method twice": (["--method", "kl+kl"], "names 'kl' twice", ""),
-    "option": (["--set", "options.fwssr-adaptive.strenght=2"], "no option 'strenght'", "write 'strength'"),
-    "options of another": (["--set", "options.kl.strength=2"], "no part of method", "fwssr-adaptive"),
+    "option": (
+        ["-m", "fwssr-adaptive", "--set", "options.fwssr-adaptive.strenght=2"],
+        "no option 'strenght'",
+        "write 'strength'",
+    ),
+    "options of another": (
+        ["-m", "fwssr-adaptive", "--set", "options.kl.strength=2"],
+        "no part of method",
+        "fwssr-adaptive",
+    ),
     "adapter": (["--adapter", "loha"], "adapter = 'loha'", "guardkeel tune --help"),
     "key": (["--set", "leraning_rate=1"], "unknown key 'leraning_rate'", "learning_rate"),
     "repair of a full fine-tune": (

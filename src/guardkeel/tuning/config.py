@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from guardkeel.configuration import read_configuration
 
-DEFAULT_METHOD = "fwssr-adaptive"
+DEFAULT_METHOD = "kl"
 
 
 class TuneConfig(BaseModel):
