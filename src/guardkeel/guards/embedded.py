@@ -15,6 +15,7 @@ from pathlib import Path
 from guardkeel.models.adapters import attach_adapter
 from guardkeel.models.base import base_model_path
 from guardkeel.models.loading import checkpoint_digest, load_model
+from guardkeel.models.quiet import quiet
 from guardkeel.records import write_json
 from guardkeel.resources import Progress, cache_dir, lock
 
@@ -50,7 +51,8 @@ def _merge(base: Path, adapter: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        merged.save_pretrained(temporary)
+        with quiet():
+            merged.save_pretrained(temporary)
         for file in base.iterdir():
             if "token" in file.name or file.suffix == ".jinja" or file.name in ("vocab.json", "merges.txt"):
                 shutil.copyfile(file, temporary / file.name)
