@@ -149,10 +149,12 @@ def _configs(steps: int, offline: bool | None) -> tuple[TuneConfig, TuneConfig]:
         "steps": steps,
         "batch": 8,
         "learning_rate": 2e-4,
-        "every": max(1, steps // 2),  # a look takes as long as ten steps
+        "monitor": SUITES,  # their `calibrate` items, on which the audit moves thresholds too
+        "monitor_items": 100,
+        "every": steps,  # a look takes as long as ten steps
         "offline": offline,
     }
-    return TuneConfig(method="plain", monitor=[], recalibrate=False, **same), TuneConfig(**same)
+    return TuneConfig(method="plain", recalibrate=False, **same | {"monitor": []}), TuneConfig(**same)
 
 
 def _tune(config: TuneConfig, folder: Path, quiet: bool) -> str:

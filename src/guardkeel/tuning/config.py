@@ -76,7 +76,7 @@ class TuneConfig(BaseModel):
     checkpointing: bool = Field(default=False, description="recompute activations, to save memory")
     every: int = Field(default=10, ge=1, description="steps between two looks at the guard's safety")
     monitor: list[str] = Field(
-        default=["keel-anchor", "advbench", "keel-contrast"],
+        default=["keel-anchor", "advbench", "do-not-answer", "keel-domain", "keel-contrast"],
         description="suites whose `calibrate` split is looked at; empty: none",
     )
     monitor_items: int = Field(default=60, ge=1, description="most items of each of them")
