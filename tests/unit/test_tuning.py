@@ -17,7 +17,7 @@ from guardkeel.guards.base import Judgement
 from guardkeel.guards.causal import CausalGuard
 from guardkeel.guards.keel import Keel
 from guardkeel.guards.load import load_guard, with_adapter
-from guardkeel.tuning import lora
+from guardkeel.tuning import lora, weights
 from guardkeel.tuning.lora import LoraSettings, add_lora, save_adapter, train
 from guardkeel.tuning.order import batches, schedule
 from guardkeel.tuning.targets import Target, targets
@@ -295,7 +295,7 @@ def test_an_adapter_appears_whole_or_not_at_all(tiny, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lora, "write_json", full)
+        patch.setattr(weights, "write_json", full)
         with pytest.raises(OSError, match="No space left"):
             save_adapter(model, tmp_path / "adapter", "second")
         with pytest.raises(OSError, match="No space left"):

@@ -195,7 +195,9 @@ def training(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept(model: Any) -> Iterator[None]:
-    """No activation checkpointing in the block: with it a model keeps no keys and values."""
+    """No activation checkpointing in the block: with it a model keeps no keys and values, and before transformers 5
+    hooks run inside what is recomputed, which then is not what was run.
+    """
     modules = [module for module in model.modules() if vars(module).get("gradient_checkpointing")]
     for module in modules:
         module.gradient_checkpointing = False

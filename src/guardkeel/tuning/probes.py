@@ -102,12 +102,11 @@ class GuardProbes:
     @contextlib.contextmanager
     def step(self, prefix: KeyValues | None = None) -> Iterator[None]:
         """Within the block weights do not change: runs are kept, and the prefix too (the task's, where it has one).
-        Nothing is dropped out, so that the same weights look the same.
+        Nothing is dropped out, so that the same weights look the same, and nothing is recomputed.
         """
-        shares = isinstance(self.learner, CausalLearner) and self.learner.encoder.prefix_ids
         self._prefix, self._kept = prefix, True
         try:
-            with undropped(self.model), kept(self.model) if shares else contextlib.nullcontext():
+            with undropped(self.model), kept(self.model):
                 yield
         finally:
             self._prefix, self._runs, self._kept = None, {}, False

@@ -217,6 +217,9 @@ def arguments(
 ) -> TrainingArguments:
     """TrainingArguments for GuardTrainer: checkpoints are asked for by callbacks, bars are the command's own."""
     os.environ.setdefault("WANDB_SILENT", "true")
+    # Newer transformers warn of these names; before 5, adapters had no gradient without the second one.
+    names = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    recomputing: dict[str, Any] = names if checkpointing else {}
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -238,5 +241,5 @@ def arguments(
         use_cpu=cpu,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        **({"gradient_checkpointing": True} if checkpointing else {}),  # newer transformers warn of the name
+        **recomputing,
     )
