@@ -79,9 +79,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
                     self._add(state.global_step, gradients)
                 self.regulariser.edit(self.probes, state.global_step, gradients)
             edits = any(type(part).edit is not Regulariser.edit for part in parts(self.regulariser))
-            if (
-                edits or not self.fused
-            ) and args.max_grad_norm > 0:  # what was added or edited has not been clipped yet
+            if args.max_grad_norm > 0 and (edits or not self.fused):  # that has not been clipped yet
                 torch.nn.utils.clip_grad_norm_(list(named.values()), args.max_grad_norm)
         # Nothing is above infinity: this measures, and changes no bit.
         self.norm = float(torch.nn.utils.clip_grad_norm_(list(named.values()), math.inf))
