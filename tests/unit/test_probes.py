@@ -15,7 +15,7 @@ from guardkeel.guards.classifier import ClassifierGuard
 from guardkeel.models.tiny import CAUSAL, CLASSIFIERS
 from guardkeel.tuning.learner import training
 from guardkeel.tuning.lessons import Lesson
-from guardkeel.tuning.probes import GuardProbes
+from guardkeel.tuning.probes import GuardProbes, guard_probes
 from small_tunes import BriefEveryToken, bench
 
 SHARING, WHOLE = "llama", "gemma3"  # with a shared policy, and without
@@ -325,6 +325,64 @@ def test_terms_that_look_differently_far_share_one_run(made):
         assert runs.take() == [1, 2]
     probes.looks = "hidden"
     assert close(part.hidden[2], probes.look([0, 1], layers=(2,), logits=False).hidden[2])
+
+
+@pytest.mark.parametrize(
+    ("looks", "first", "then"), [("hidden", [1, 2], [2]), ("verdict", [1, 2], [2]), ("answers", [1, 2], [])]
+)
+def test_a_draw_is_run_as_far_as_some_term_needs_it(made, looks, first, then):
+    """Terms that look at it one after the other then share one run."""
+    b = made(SHARING)
+    runs, b.probes.looks = Runs(b.model), looks
+    with b.probes.step():
+        b.probes.look([0, 1], layers=(1, 2), logits=False)
+        assert runs.take() == first
+        seen = b.probes.look([0, 1], layers=(1, 2))
+        assert runs.take() == ([2] if looks == "hidden" else [])
+        b.probes.answer_loss([0, 1])
+        assert runs.take() == then
+    assert seen.verdict is not None
+
+
+@pytest.mark.parametrize("architecture", [SHARING, WHOLE, "bert"])
+def test_a_frozen_look_shows_the_same(made, architecture):
+    """Weights get no gradient there; what they are is seen as ever, and so are slopes by hidden states."""
+    b = made(architecture)
+    b.model.train()
+    names = list(b.probes.parameters())
+    with b.probes.step():
+        open_ = b.probes.look([0, 1], layers=(1, 2))
+        watched = [open_.hidden[1], open_.hidden[2]]
+        slopes = torch.autograd.grad(open_.verdict[:, 1].sum(), watched, retain_graph=True)
+        runs = Runs(b.model)
+        with b.probes.frozen():
+            assert not b.probes.parameters()
+            runs.take()  # the policy, once for all looks
+            seen = b.probes.look([0, 1], layers=(1, 2))
+            found = torch.autograd.grad(seen.verdict[:, 1].sum(), [seen.hidden[1], seen.hidden[2]])
+            part = b.probes.look([2, 3], layers=(1,), logits=False)
+            assert runs.take() == [2, 2]
+        assert list(b.probes.parameters()) == names
+        again = b.probes.look([0, 1], layers=(1, 2))
+        gradients = b.probes.gradients(again.verdict.square().sum())
+    assert any(gradient.any() for gradient in gradients.values())
+    assert all(close(a, e, 1e-4) for a, e in zip(found, slopes, strict=True))
+    assert close(seen.hidden[2], open_.hidden[2], 1e-5) and close(seen.verdict, open_.verdict, 1e-4)
+    assert not part.hidden[1].requires_grad
+    with pytest.raises(RuntimeError, match="stop"), b.probes.frozen():
+        raise RuntimeError("stop")
+    assert list(b.probes.parameters()) == names
+
+
+@pytest.mark.parametrize("architecture", [SHARING, WHOLE, "bert"])
+def test_probes_for_a_trainer_of_ones_own(made, architecture):
+    b = made(architecture)
+    probes = guard_probes(b.guard, b.anchors, batch=3, seed=4, max_tokens=1024)
+    assert (probes.model, probes.batch, probes.seed, len(probes)) == (b.model, 3, 4, 8)
+    assert bool(getattr(probes.learner, "sharing", False)) is (architecture == SHARING)
+    b.model.eval()
+    seen, expected = probes.look([0, 3], layers=(1,)), b.probes.look([0, 3], layers=(1,))
+    assert close(seen.hidden[1], expected.hidden[1]) and close(seen.verdict, expected.verdict)
 
 
 def test_the_policy_of_the_task_is_used(made):
