@@ -12,9 +12,10 @@ from guardkeel.cli.tune import tune
 from guardkeel.errors import ConfigError
 from guardkeel.evaluation.suites import available
 from guardkeel.records import toml_text
+from guardkeel.tuning.check import check
 from guardkeel.tuning.config import DEFAULT_METHOD, TuneConfig, read_config
-from guardkeel.tuning.estimate import check
 from guardkeel.tuning.regularisers.registry import METHODS, build
+from guardkeel.tuning.run import tune as tune_by_library
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = 'data = ["a.jsonl"]\nsteps = 9\nrank = 4\n[options.kl]\nstrength = 3.0\ntemperature = 2.0\n'
@@ -124,3 +125,18 @@ def test_the_example_is_a_configuration() -> None:
     check(config)
     assert set(config.options) <= set(config.method.split("+"))
     assert len(tomllib.loads(path.read_text("utf-8"))) >= 5
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"dtype": "float16"}, "too coarse to train in"),
+        ({"method": "asft", "adapter": "dora"}, "cannot follow the updates of DoRA"),
+        ({"method": "interpolation", "adapter": "full"}, "repairs the updates of a LoRA"),
+        ({"method": "asft", "guard": "elsewhere"}, "compares the guard with the model that it was made from"),
+    ],
+)
+def test_the_library_refuses_what_the_command_refuses_and_before_it_reads_anything(config, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        tune_by_library(**{"data": "no-such-data.jsonl", "out": tmp_path / "run"} | config)
+    assert not (tmp_path / "run").exists()

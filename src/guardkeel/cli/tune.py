@@ -168,8 +168,8 @@ def tune(
         raise typer.BadParameter("give what the guard is to learn", param_hint="--data")
     if (suite or policy) and not audited:
         raise typer.BadParameter("says how to audit, which --audit asks for", param_hint="--suite, --policy")
+    from guardkeel.tuning.check import check
     from guardkeel.tuning.config import read_config
-    from guardkeel.tuning.estimate import check
 
     resolved = read_config(config, given, changes or ())
     hush()

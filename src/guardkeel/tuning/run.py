@@ -36,6 +36,7 @@ from guardkeel.records import (
 )
 from guardkeel.resources import resolve
 from guardkeel.tuning.alignment import alignment
+from guardkeel.tuning.check import check
 from guardkeel.tuning.config import TuneConfig, read_config
 from guardkeel.tuning.gather import Gathered, encoded, gather
 from guardkeel.tuning.keeper import FIXED, acts, last_checkpoint, parts, step_of
@@ -47,9 +48,8 @@ from guardkeel.tuning.order import schedule
 from guardkeel.tuning.points import POINTS, MonitorPoint
 from guardkeel.tuning.posthoc import PostHoc
 from guardkeel.tuning.probes import GuardProbes, trained_modules
-from guardkeel.tuning.regularisers.registry import build
 from guardkeel.tuning.results import TuneResults
-from guardkeel.tuning.trainer import GuardTrainer, arguments, check_reports
+from guardkeel.tuning.trainer import GuardTrainer, arguments
 from guardkeel.tuning.weights import save, trainable
 
 TUNED = "tuned"
@@ -93,7 +93,7 @@ def run(
     and the reference's.
     """
     started_at, started = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    regulariser = build(config.method, config.options)
+    regulariser = check(config)
     path = guard_path(config.guard, progress=watch, offline=config.offline)
     if is_adapter(path):
         raise ConfigError(
@@ -101,13 +101,7 @@ def run(
             remedy="merge it into its base first (peft's merge_and_unload), and tune the result",
         )
     repairs = [p for p in parts(regulariser) if isinstance(p, PostHoc)]
-    if repairs and config.adapter != "lora":
-        raise ConfigError(
-            f"method {config.method!r} repairs the updates of a LoRA, but adapter is {config.adapter!r}",
-            remedy="set adapter to lora, or choose another method",
-        )
-    check_reports(config.report_to)
-    unaligned = unaligned_path(config, path, watch) if getattr(regulariser, "needs", ()) else None
+    unaligned = unaligned_path(config, watch) if getattr(regulariser, "needs", ()) else None
     gathered = gathered or gather(config, watch)
     inputs = {"guard": checkpoint_digest(path)} | gathered.digests
     claim(folder, value_digest([inputs, config.model_dump(exclude={"offline"})]), begun="checkpoint-*")
@@ -211,7 +205,7 @@ def run(
     save(
         model,
         folder / TUNED,
-        base=_base(config.guard, path),
+        base=base_name(config.guard, path),
         beside=path,
         settings={
             "family": guard.family,
@@ -225,6 +219,35 @@ def run(
             "provenance": {"guard": inputs["guard"], "method": config.method, "rows": inputs["rows"]},
         },
     )
+    write_run(
+        folder,
+        config,
+        inputs,
+        gathered,
+        results,
+        started_at=started_at,
+        timings={"total": time.perf_counter() - started, "steps": sum(log.seconds)},
+        command=command,
+    )
+    for leftover in folder.glob("checkpoint-*"):
+        if not config.keep_checkpoints:
+            shutil.rmtree(leftover)
+    (folder / "plan.json").unlink(missing_ok=True)
+    return results
+
+
+def write_run(
+    folder: Path,
+    config: TuneConfig,
+    inputs: dict[str, str],
+    gathered: Gathered,
+    results: TuneResults,
+    *,
+    started_at: str,
+    timings: dict[str, float],
+    command: Sequence[str],
+) -> None:
+    """Write run.json, which marks a fine-tune as finished."""
     versions, hardware = environment()
     write_record(
         folder,
@@ -239,16 +262,11 @@ def run(
             seeds={"seed": config.seed},
             versions=versions,
             hardware=hardware,
-            timings={"total": time.perf_counter() - started, "steps": sum(log.seconds)},
+            timings=timings,
             counts=gathered.counts | {"steps": results.steps},
             results=results.model_dump(mode="json"),
         ),
     )
-    for leftover in folder.glob("checkpoint-*"):
-        if not config.keep_checkpoints:
-            shutil.rmtree(leftover)
-    (folder / "plan.json").unlink(missing_ok=True)
-    return results
 
 
 def _train(trainer: GuardTrainer, monitor: SafetyMonitor | None, folder: Path) -> str:
@@ -259,9 +277,8 @@ def _train(trainer: GuardTrainer, monitor: SafetyMonitor | None, folder: Path) -
     kept = {resume, folder / f"checkpoint-{monitor.last_good}" if monitor is not None else None}
     for broken in set(folder.glob("checkpoint-*")) - kept:
         shutil.rmtree(broken)
-    if (
-        monitor is None or monitor.tripped is None
-    ):  # a run that had tripped before it was killed is not trained on
+    # A run that had tripped before it was killed is not trained on.
+    if monitor is None or monitor.tripped is None:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if monitor is None or monitor.tripped is None:
         return ""
@@ -308,19 +325,14 @@ def _monitor(
     return monitor
 
 
-def unaligned_path(config: TuneConfig, path: Path, watch: Watch) -> Path:
-    """The checkpoint that the guard was made from."""
-    if config.unaligned is not None:
-        return local_checkpoint(resolve(config.unaligned, progress=watch, offline=config.offline), watch)
-    if config.guard in (NAME, "keel"):
+def unaligned_path(config: TuneConfig, watch: Watch) -> Path:
+    """The checkpoint that the guard was made from; `check` has made sure that it is named or known."""
+    if config.unaligned is None:
         return base_model_path(watch, config.offline)
-    raise ConfigError(
-        f"method {config.method!r} compares the guard with the model that it was made from",
-        remedy="name that checkpoint with --unaligned",
-    )
+    return local_checkpoint(resolve(config.unaligned, progress=watch, offline=config.offline), watch)
 
 
-def _base(reference: str, path: Path) -> str:
+def base_name(reference: str, path: Path) -> str:
     """What an adapter says that it was made on, wherever it is read from."""
     if reference in (NAME, "keel"):
         return NAME

@@ -16,8 +16,6 @@ from guardkeel.errors import ConfigError
 from guardkeel.models.quiet import quiet
 from guardkeel.records import write_json
 
-PLAIN, ADAPTER = "checkpoint", "adapter"
-
 
 def trainable(
     model: Any, *, adapter: str, rank: int, alpha: float, first_layer: int, seed: int, task: str

@@ -11,31 +11,26 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import guardkeel
-from guardkeel.guards.embedded import NAME
 from guardkeel.guards.load import AnyGuard, guard_path, load_guard
 from guardkeel.models.adapters import attach_adapter
 from guardkeel.models.loading import checkpoint_digest
 from guardkeel.records import (
-    RunRecord,
     claim,
-    environment,
     read_record,
     toml_text,
     value_digest,
-    write_record,
     write_text,
 )
 from guardkeel.tuning.alignment import alignment
+from guardkeel.tuning.check import check
 from guardkeel.tuning.config import TuneConfig
 from guardkeel.tuning.gather import Gathered, Watch, encoded
 from guardkeel.tuning.learned import measure
 from guardkeel.tuning.learner import learner as learner_of
 from guardkeel.tuning.posthoc import PostHoc
 from guardkeel.tuning.probes import trained_modules
-from guardkeel.tuning.regularisers.registry import build
 from guardkeel.tuning.results import Learned, TuneResults
-from guardkeel.tuning.run import TUNED, unaligned_path
+from guardkeel.tuning.run import TUNED, base_name, unaligned_path, write_run
 from guardkeel.tuning.weights import save
 
 
@@ -57,7 +52,7 @@ def repair(
         ModelError, ConfigError: the adapter cannot be repaired this way.
     """
     started_at, started = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    part = build(config.method, config.options)
+    part = check(config)
     assert isinstance(part, PostHoc)  # the grid's reader refuses others
     path = guard_path(config.guard, progress=watch, offline=config.offline)
     plain = TuneResults.model_validate(read_record(trained).results)
@@ -78,7 +73,7 @@ def repair(
     guard.model = model = attach_adapter(guard.model, trained / TUNED)
     model.peft_config["default"].base_model_name_or_path = str(path)  # a name would be looked for on a hub
     if "unaligned" in part.needs:
-        before = unaligned_path(config, path, watch)
+        before = unaligned_path(config, watch)
         part.alignment = alignment(path, before, list(trained_modules(model)))  # type: ignore[attr-defined]
     done = part.apply(model)
     results = plain.model_copy(
@@ -94,7 +89,7 @@ def repair(
     save(
         model,
         folder / TUNED,
-        base=config.guard if config.guard != "keel" else NAME,
+        base=base_name(config.guard, path),
         settings={
             "family": guard.family,
             "name": folder.parent.name,
@@ -102,24 +97,15 @@ def repair(
             "provenance": {"guard": inputs["guard"], "method": config.method, "repaired": source},
         },
     )
-    versions, hardware = environment()
-    write_record(
+    write_run(
         folder,
-        RunRecord(
-            verb="tune",
-            started_at=started_at,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            guardkeel=guardkeel.__version__,
-            command=list(command),
-            inputs=inputs,
-            config=config.model_dump(mode="json"),
-            seeds={"seed": config.seed},
-            versions=versions,
-            hardware=hardware,
-            timings={"total": time.perf_counter() - started},
-            counts=gathered.counts | {"steps": results.steps},
-            results=results.model_dump(mode="json"),
-        ),
+        config,
+        inputs,
+        gathered,
+        results,
+        started_at=started_at,
+        timings={"total": time.perf_counter() - started},
+        command=command,
     )
     (folder / "plan.json").unlink(missing_ok=True)
     watch(f"repair ({config.method})", 1, 1)
