@@ -34,26 +34,28 @@ def suites() -> str:
 
     rows, parts = [], []
     for card in (read_card(file) for file in sorted(CARDS.glob("*.toml"))):
-        mapped = card.mapping
-        sides = ", ".join(mapped.labels) if mapped else "prompt"
         rows.append(
             [
                 f"`{card.name}`",
                 card.description,
+                ", ".join(card.sides) or "prompt",
                 _number(card.unsafe),
                 _number(card.safe),
-                sides,
                 card.licence,
+                card.checked or "",
+                card.where,
+                ", ".join(f"`@{c.name}`" for c in card.copies),
             ]
         )
         cited = f" {card.citation}." if card.citation else ""
+        home = f" <{card.home}>" if card.home else ""
         parts.append(
-            f"**{card.name}** ({card.version}; {card.origin}).{cited}\n\n"
+            f"**{card.name}** ({card.version}; {card.origin}).{cited}{home}\n\n"
             + "".join(f"- {t}\n" for t in card.traps)
+            + "".join(f"- `@{c.name}`: {c.note}\n" for c in card.copies if c.note)
         )
-    return (
-        table(["name", "what", "unsafe", "safe", "side", "licence"], rows) + "\nTraps:\n\n" + "\n".join(parts)
-    )
+    head = ["name", "what", "side", "unsafe", "safe", "licence", "checked", "read from", "copies"]
+    return table(head, rows) + "\nTraps:\n\n" + "\n".join(parts)
 
 
 def policy() -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 from guardkeel.conversation import Conversation
-from guardkeel.guards.base import Judgement
+from guardkeel.guards.base import Blank, Judgement, Step
 from guardkeel.guards.keel import Keel
+from guardkeel.models.tiny import tiny_tokenizer
 
 TEXTS = (
     "Please write a short poem about the sea.",
@@ -20,13 +22,25 @@ TEXTS = (
 )
 
 
+@cache
+def _tokens():
+    return tuple(range(len(tiny_tokenizer())))
+
+
+class AnyToken(Blank):
+    """A blank in which every token is a verdict, odd ids the unsafe ones."""
+
+    def step(self, tokenise, written):
+        return Step(tuple(tokenise(written)), _tokens()[1::2], _tokens()[::2], {})
+
+
 class EveryToken(Keel):
-    """keel in which every token is a verdict, odd ids the unsafe ones: everything is scored."""
+    """keel in which every token is a verdict: everything is scored."""
 
     name = "every-token"
 
-    def verdict_tokens(self, tokenizer):
-        return list(range(0, len(tokenizer), 2)), list(range(1, len(tokenizer), 2))
+    def blanks(self, side):
+        return (AnyToken(safe=("safe",), unsafe=("unsafe",)),)
 
 
 def items(texts=TEXTS):

@@ -49,7 +49,7 @@ class BriefEveryToken(Brief):
     """The same, and every token is a verdict: everything is scored."""
 
     name = "brief-every-token"
-    verdict_tokens = EveryToken.verdict_tokens
+    blanks = EveryToken.blanks
 
 
 @dataclass

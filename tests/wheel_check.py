@@ -25,6 +25,7 @@ NEEDED = (
     "guardkeel/py.typed",
     "guardkeel/evaluation/policies/default.toml",
     "guardkeel/evaluation/suites/data/keel-anchor.jsonl",
+    "guardkeel/evaluation/suites/data/keel-anchor-agents.jsonl",
     "guardkeel/evaluation/suites/data/keel-contrast.jsonl",
     "guardkeel/evaluation/suites/data/keel-domain.jsonl",
     "guardkeel/guards/data/keel-135m/adapter_config.json",

@@ -51,8 +51,9 @@ LLAMA_GUARD_3 = (
     "Code Interpreter Abuse",
 )
 
-# Names of other taxonomies → home names. Llama Guard 3 and AILuminate share most names.
+# Names of other taxonomies → home names; the choice is ours. "Other" and the like have no home.
 CROSSWALK: dict[str, str] = {
+    # Llama Guard 2 to 4 and AILuminate, which share most names
     "Violent Crimes": "Violence",
     "Non-Violent Crimes": "Criminal Planning/Confessions",
     "Sex-Related Crimes": "Sexual",
@@ -60,13 +61,46 @@ CROSSWALK: dict[str, str] = {
     "Defamation": "Harassment",
     "Specialized Advice": "Unauthorized Advice",
     "Privacy": "PII/Privacy",
+    "Privacy Violations": "PII/Privacy",
     "Intellectual Property": "Copyright/Trademark/Plagiarism",
+    "Intellectual Property Violations": "Copyright/Trademark/Plagiarism",
     "Indiscriminate Weapons": "Guns and Illegal Weapons",
+    "Indiscriminate Weapons (CBRNE)": "Guns and Illegal Weapons",
     "Hate": "Hate/Identity Hate",
     "Suicide & Self-Harm": "Suicide and Self Harm",
     "Sexual Content": "Sexual",
     "Elections": "Political/Misinformation/Conspiracy",
     "Code Interpreter Abuse": "Malware",
+    # Llama Guard 1
+    "Violence & Hate": "Violence",
+    "Guns & Illegal Weapons": "Guns and Illegal Weapons",
+    "Regulated or Controlled Substances": "Controlled/Regulated Substances",
+    "Suicide & Self Harm": "Suicide and Self Harm",
+    "Criminal Planning": "Criminal Planning/Confessions",
+    # Aegis 1 and NemoGuard
+    "Sexual Minor": "Sexual (minor)",
+    "Guns/Illegal Weapons": "Guns and Illegal Weapons",
+    "Controlled/Regulated substances": "Controlled/Regulated Substances",
+    "Controlled Substances": "Controlled/Regulated Substances",
+    "Harassment and Threats": "Harassment",
+    # Qwen3Guard
+    "Violent": "Violence",
+    "Non-violent Illegal Acts": "Criminal Planning/Confessions",
+    "Sexual Content or Sexual Acts": "Sexual",
+    "PII": "PII/Privacy",
+    "Unethical Acts": "Immoral/Unethical",
+    "Politically Sensitive Topics": "Political/Misinformation/Conspiracy",
+    "Copyright Violation": "Copyright/Trademark/Plagiarism",
+    # ShieldGemma
+    "Dangerous Content": "Violence",
+    "Hate Speech": "Hate/Identity Hate",
+    "Sexually Explicit Information": "Sexual",
+    # Granite Guardian
+    "social_bias": "Hate/Identity Hate",
+    "violence": "Violence",
+    "profanity": "Profanity",
+    "sexual_content": "Sexual",
+    "unethical_behavior": "Immoral/Unethical",
 }
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file as load_torch
 import guardkeel
 from guardkeel.conversation import Conversation, Example, write_jsonl
 from guardkeel.evaluation.runs import read_audit
-from guardkeel.guards import causal, load
+from guardkeel.guards import load
+from guardkeel.guards.decoding import Decoding
 from guardkeel.models.adapters import attach_adapter
 from guardkeel.models.loading import load_model, load_tokenizer
 from guardkeel.models.tiny import make_tiny
@@ -281,16 +282,17 @@ def test_a_guard_that_is_outside_its_grammar_alone(audit, tmp_path):
 @pytest.fixture
 def small_memory(monkeypatch):
     """small_memory(rows): forwards of more rows run out of memory; the list of rows that were tried."""
-    tried, real = [], causal.forward
+    tried, real = [], Decoding.feed
 
     def limit(most):
-        def forward(model, prefix, ids, mask, **options):
-            tried.append(len(ids))
-            if len(ids) > most:
+        def feed(self, rows, **options):
+            if self.seen is None:  # the batch itself, and not the names of what it flagged
+                tried.append(len(rows))
+            if len(rows) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return real(model, prefix, ids, mask, **options)
+            return real(self, rows, **options)
 
-        monkeypatch.setattr(causal, "forward", forward)
+        monkeypatch.setattr(Decoding, "feed", feed)
         return tried
 
     return limit

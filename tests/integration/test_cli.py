@@ -154,7 +154,7 @@ def test_a_dry_run_says_what_would_stop_the_run(cli, harbour, tmp_path):
     (anonymous / "guardkeel.json").unlink()
     found = cli("audit", anonymous, "-s", harbour.suite, "--dry-run")
     assert found.code == 2 and "which guard family this model belongs to is not known" in found.err
-    assert "--family (keel, llama-guard-3" in found.err
+    assert "--family (keel, llama-guard-1" in found.err
 
 
 def test_a_report_is_written_again_without_the_model(audit, cli, harbour, tmp_path):
@@ -396,10 +396,10 @@ def test_a_report_is_opened_when_asked(cli, runs, monkeypatch):
 
 
 def test_doctor_asks_the_guard_where_it_is_there(cli, harbour, monkeypatch):
-    from guardkeel.guards.load import load_guard
+    from guardkeel.guards.load import load_checkpoint
 
-    real = load_guard
-    monkeypatch.setattr(load, "load_guard", lambda **options: real(str(harbour.guard), **options))
+    real = load_checkpoint
+    monkeypatch.setattr(load, "load_checkpoint", lambda **options: real(str(harbour.guard), **options))
     (guard,) = [f for f in cli("doctor", "--json").json if f["check"] == "keel-135m"]
     assert guard["ok"] and guard["found"].startswith("answers (P(unsafe) of a greeting: 0.0")
 

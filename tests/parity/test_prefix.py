@@ -5,11 +5,13 @@ import torch
 
 from guard_doubles import EveryToken, items
 from guardkeel.conversation import Conversation
+from guardkeel.guards import decoding
 from guardkeel.guards.base import Judgement
 from guardkeel.guards.causal import CausalGuard
 from guardkeel.guards.encoding import Encoder
 from guardkeel.guards.llama_guard import LlamaGuard3
 from guardkeel.guards.prefix import encode_prefix, forward, left_padded, reusable
+from guardkeel.guards.prefix_attention import supported
 from guardkeel.models.tiny import CAUSAL
 
 SLIDING = {"mistral", "gemma2", "gemma3"}
@@ -17,7 +19,7 @@ SLIDING = {"mistral", "gemma2", "gemma3"}
 
 class EveryTokenLlamaGuard(LlamaGuard3):
     name = "every-token-llama-guard"
-    verdict_tokens = EveryToken.verdict_tokens
+    blanks = EveryToken.blanks
 
 
 def guard(loaded, family=None, **options):
@@ -94,6 +96,41 @@ def test_logits_after_a_shared_prefix(architecture, tiny_loaded):
         for i, row in enumerate(rows):
             plain = model(torch.tensor([encoder.prefix_ids + row])).logits[0, -3:]
             assert torch.allclose(shared[i], plain, atol=1e-4), i
+
+
+PIECES = ([[5], [9, 8, 7], [4, 4]] * 2, [[11], [12], [13]] * 2)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "granite", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_in_two_parts_is_attention(architecture, dtype, tiny_loaded, monkeypatch):
+    """Piece by piece, ragged, rows left out and doubled: as with the prefix copied into every row."""
+    model, tokenizer = tiny_loaded(architecture, dtype)
+    encoder = Encoder(EveryToken(), tokenizer).share(items())
+    rows = [encoder.encode(item).ids for item in items()][:6]
+    chosen = torch.tensor([0, 2, 2, 5, 4, 1])
+    found = {}
+    for apart in (True, False):
+        monkeypatch.setattr(decoding, "supported", lambda model, apart=apart: apart)
+        with torch.inference_mode():
+            state = decoding.Decoding(model, encode_prefix(model, encoder.prefix_ids), more=True)
+            found[apart] = [state.feed(rows, keep=2)]
+            state.select(chosen)
+            found[apart] += [state.feed(piece, keep=1) for piece in PIECES]
+        assert model.config._attn_implementation == "sdpa"
+    for parts, joined in zip(found[True], found[False], strict=True):
+        assert torch.allclose(parts, joined, atol=1e-4 if dtype == "float32" else 0.3)
+
+
+def test_attention_in_two_parts_is_used_where_it_can_be(tiny_loaded):
+    model, _ = tiny_loaded("llama")
+    with torch.inference_mode():
+        assert supported(model)
+    assert not supported(model)  # gradients would be lost
+    with torch.inference_mode():
+        model.config._attn_implementation = "eager"
+        assert not supported(model)
+        model.config._attn_implementation = "sdpa"
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)

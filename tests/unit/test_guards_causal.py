@@ -7,10 +7,11 @@ import torch
 from guard_doubles import EveryToken, items, outspoken, poison
 from guardkeel.conversation import Conversation, ToolCall, Turn
 from guardkeel.errors import ModelError, RunError
-from guardkeel.guards.base import Judgement
+from guardkeel.guards.base import Blank, Judgement
 from guardkeel.guards.categories import SHARE, CategoryReader
 from guardkeel.guards.causal import CausalGuard
 from guardkeel.guards.encoding import Encoder
+from guardkeel.guards.form import Form
 from guardkeel.guards.keel import Keel
 
 
@@ -156,8 +157,8 @@ def test_verdicts_that_begin_alike_are_refused(llama):
     class Same(Keel):
         name = "same"
 
-        def verdict_tokens(self, tokenizer):
-            return [5, 6], [6]
+        def blanks(self, side):
+            return (Blank(safe=("no way",), unsafe=("no",)),)
 
     with pytest.raises(ModelError, match="both verdicts of family 'same' begin with the same token"):
         guard(llama, Same()).score(prompts("hi"))
@@ -175,7 +176,7 @@ class Alike(EveryToken):
         "S10",
         "S14",
         "Violence",
-        "Violent",
+        "Violets",
     )
 
 
@@ -248,8 +249,12 @@ def test_names_are_read_for_unsafe_verdicts_only(tiny_loaded):
 
 def test_reader_of_one_name_or_no_end(tiny_loaded):
     _, tokenizer = tiny_loaded("llama")
-    one = CategoryReader(One(), tokenizer)
+
+    def reader(family):
+        return CategoryReader(family, "prompt", Form(family, "prompt", tokenizer), tokenizer.eos_token_id)
+
+    one = reader(One())
     assert one.names == {"Harm": (tokenizer.eos_token_id,)}
     assert tokenizer.decode(one.opening) == "unsafe\nHarm"
-    several = CategoryReader(Alike(), tokenizer)
+    several = reader(Alike())
     assert tokenizer.decode(several.opening) == "unsafe\n"

@@ -68,7 +68,7 @@ def test_a_message_is_never_a_special_token(family, text, tokenizer):
         )
     )
     encoder = Encoder(family, tokenizer)
-    plain = Conversation((Turn("system", "x"), Turn("user", "x")))
+    plain = Conversation((Turn("system", "x"), Turn("user", "x"), Turn("assistant", "x")))
     for side in ("prompt", "response", "trajectory"):
         found = [i for i in whole(encoder, Judgement("x", conversation, side)) if i in added]
         wanted = [i for i in whole(encoder, Judgement("x", plain, side)) if i in added]

@@ -3,7 +3,7 @@ import pytest
 from guardkeel.conversation import Conversation, ToolCall, Turn
 from guardkeel.errors import ConfigError, ModelError
 from guardkeel.guards import load_guard
-from guardkeel.guards.base import Rendered, Verdict, first_token
+from guardkeel.guards.base import Blank, Rendered, Verdict
 from guardkeel.guards.keel import POLICY, Keel
 from guardkeel.guards.llama_guard import LlamaGuard3
 from guardkeel.guards.registry import families, family_named, guess
@@ -98,9 +98,8 @@ def test_keel(tokenizer):
 
 
 @pytest.mark.parametrize("family", [Keel(), LlamaGuard3()])
-def test_answers_parse_to_their_category(family, tokenizer):
-    safe, unsafe = family.verdict_tokens(tokenizer)
-    assert (safe, unsafe) == ([first_token(tokenizer, "safe")], [first_token(tokenizer, "unsafe")])
+def test_answers_parse_to_their_category(family):
+    assert [family.blanks(side) for side in family.sides] == [(Blank("", ("safe",), ("unsafe",)),)] * 3
     for name in family.categories:
         assert family.parse(family.answer("unsafe", (name,))) == Verdict(1.0, categories=(name,))
     assert family.parse("\n\nsafe\n") == Verdict(0.0)
@@ -181,6 +180,11 @@ def test_llama_guard_tool_turns(tokenizer, with_template):
         assert "'Agent'" in rendered.prefix
 
 
+def broken(text):
+    """A message whose words of the template have no power any more."""
+    return text.replace("<END CONV", "< END CONV").replace("<BEGIN UNSAFE", "< BEGIN UNSAFE")
+
+
 @pytest.mark.parametrize("template", [TEXTS_TEMPLATE, PARTS_TEMPLATE, {"default": TEXTS_TEMPLATE, "x": "y"}])
 def test_the_template_of_the_checkpoint_is_used(template, with_template):
     tokenizer = with_template(template)
@@ -195,9 +199,9 @@ def test_the_template_of_the_checkpoint_is_used(template, with_template):
             messages = [
                 {
                     "role": t.role,
-                    "content": [{"type": "text", "text": t.content}]
+                    "content": [{"type": "text", "text": broken(t.content)}]
                     if template is PARTS_TEMPLATE
-                    else t.content,
+                    else broken(t.content),
                 }
                 for t in turns or conversation.turns[: last + 1]
             ]
@@ -282,10 +286,10 @@ def test_registry():
     ("names", "family"),
     [
         (("hub:meta-llama/Llama-Guard-3-8B@main",), "llama-guard-3"),
-        (("x", "LlamaGuard-3-1B-INT4"), "llama-guard-3"),
+        (("x", "LlamaGuard-3-1B-INT4"), "llama-guard-3-1b"),
         (("models/llama_guard_3/",), "llama-guard-3"),
         (("meta-llama/Llama-Guard-30B",), None),
-        (("meta-llama/LlamaGuard-7b",), None),
+        (("meta-llama/LlamaGuard-7b",), "llama-guard-1"),
         (("keel-135m-0123abcd",), "keel"),
         (("/srv/guardkeel/keel/my-model",), None),
         (("my-guardkeel",), None),

@@ -68,7 +68,7 @@ def test_settings_beside_the_checkpoint(checkpoint):
 
 def test_family_by_name(checkpoint):
     guard = load_guard(f"path:{checkpoint('llama', 'Llama-Guard-3-1B')}", **CPU)
-    assert (guard.family, guard.name, guard.threshold) == ("llama-guard-3", "Llama-Guard-3-1B", 0.5)
+    assert (guard.family, guard.name, guard.threshold) == ("llama-guard-3-1b", "Llama-Guard-3-1B", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_families_that_cannot_be_used(checkpoint, monkeypatch):
             ConfigError, match="which guard family this model belongs to is not known"
         ) as error:
             load_guard(str(folder), family=family, **CPU)
-        assert "--family (keel, llama-guard-3" in error.value.remedy
+        assert "--family (keel, llama-guard-1" in error.value.remedy
     classifier = checkpoint("bert", "bert")
     with pytest.raises(ConfigError, match="a sequence classifier has no family 'keel'"):
         load_guard(str(classifier), family="keel", **CPU)

@@ -7,8 +7,10 @@ from pydantic import ValidationError
 
 from guardkeel.conversation import Conversation
 from guardkeel.errors import DataError
-from guardkeel.evaluation.suites.mapping import Mapping, apply, lookup, value_key
+from guardkeel.evaluation.suites.applying import apply
+from guardkeel.evaluation.suites.mapping import Mapping
 from guardkeel.evaluation.suites.readers import RawRow
+from guardkeel.evaluation.suites.values import lookup, value_key
 
 
 def example(mapping, fields, number=7, prefix=""):
@@ -268,12 +270,33 @@ def test_declared_splits():
 @pytest.mark.parametrize(
     ("mapping", "says"),
     [
-        ({"labels": {"prompt": "safe"}}, "give either prompt or messages"),
-        ({"prompt": "q", "messages": "m", "labels": {"prompt": "safe"}}, "give either prompt or messages"),
+        ({"labels": {"prompt": "safe"}}, "give one of prompt, messages and turns"),
+        (
+            {"prompt": "q", "messages": "m", "labels": {"prompt": "safe"}},
+            "give one of prompt, messages and turns",
+        ),
         ({"prompt": "q", "labels": {}}, "at least one side"),
         ({"prompt": "q"}, "Field required"),
         ({"prompt": "q", "labels": {"response": "safe"}}, "labels.response needs a response"),
-        ({"messages": "m", "response": "r", "labels": {"prompt": "safe"}}, "response goes with prompt"),
+        (
+            {"turns": [{"role": "user", "field": "a"}], "response": "r", "labels": {"prompt": "safe"}},
+            "response goes with prompt",
+        ),
+        ({"turns": [{"role": "bot", "field": "a"}], "labels": {"prompt": "safe"}}, "Input should be"),
+        ({**UNSAFE, "response_optional": True}, "response_optional needs a response"),
+        (
+            {"prompt": "q", "labels": {"prompt": {"field": "l", "combine": "any"}}},
+            "combine goes with several",
+        ),
+        (
+            {"prompt": "q", "labels": {"prompt": {"field": "l", "otherwise": "safe"}}},
+            "otherwise goes with combine",
+        ),
+        (
+            {"prompt": "q", "labels": {"prompt": {"constant": "safe", "combine": "any"}}},
+            "takes no values, skip, combine",
+        ),
+        ({"messages": {"field": "m", "line_end": ""}, "labels": {"prompt": "safe"}}, "at least 1 character"),
         ({"prompt": "q", "labels": {"side": "safe"}}, "'prompt', 'response' or 'trajectory'"),
         ({"prompt": "q", "labels": {"prompt": "harmful"}}, "valid dictionary"),
         ({"prompt": "q", "labels": {"prompt": {}}}, "either a constant or a field"),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,8 @@ from guardkeel.evaluation.suites.readers import format_of, plain_stem, read_rows
 def put(folder, name, data):
     path = folder / name
     raw = data if isinstance(data, bytes) else data.encode()
-    path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
+    path.write_bytes(pack(raw))
     return path
 
 
@@ -30,7 +32,7 @@ def problem(path, **options):
     return e.value
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
 def test_jsonl_ends_lines_at_newline_only(tmp_path, suffix):
     path = put(tmp_path, "a.jsonl" + suffix, '\ufeff{"t": "one\u2028two"}\n\n"bare"\r\n')
     assert rows(path) == [(":1", 1, {"t": "one\u2028two"}), (":3", 2, {"text": "bare"})]
@@ -93,7 +95,7 @@ def test_names(name, stem, format):
     assert plain_stem(Path(name)) == stem
 
 
-@pytest.mark.parametrize("name", ["a.xlsx", "a", "a.gz"])
+@pytest.mark.parametrize("name", ["a.xlsx", "a", "a.gz", "a.xz", "a.gz.xz"])
 def test_unknown_ending(name):
     with pytest.raises(DataError, match="no known format") as e:
         format_of(Path(name))
@@ -142,6 +144,51 @@ def test_damaged_gzip(tmp_path, cut):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(cut(gzip.compress(b'{"t": "some text of some length"}\n' * 40)))
     assert "gzip data is damaged" in problem(path).problem
+
+
+@pytest.mark.parametrize("cut", [lambda b: b[:-20], lambda b: b"noxz", lambda b: b[:30] + b"\0\0\0" + b[33:]])
+def test_damaged_xz(tmp_path, cut):
+    path = tmp_path / "a.jsonl.xz"
+    path.write_bytes(cut(lzma.compress(b'{"t": "some text of some length"}\n' * 40)))
+    assert "xz data is damaged" in problem(path).problem
+
+
+def test_keys_on_the_way_become_fields(tmp_path):
+    path = put(
+        tmp_path, "a.json", '{"d": {"cats": {"big": ["x", {"t": 1}], "small": []}, "dogs": {"any": ["y"]}}}'
+    )
+    assert [f for _, _, f in rows(path, rows="d.{topic}.{kind}")] == [
+        {"text": "x", "topic": "cats", "kind": "big"},
+        {"t": 1, "topic": "cats", "kind": "big"},
+        {"text": "y", "topic": "dogs", "kind": "any"},
+    ]
+    assert [
+        (n, f) for _, n, f in rows(put(tmp_path, "b.json", '{"7": {"t": 1}, "8": "z"}'), rows="{id}")
+    ] == [
+        (1, {"t": 1, "id": "7"}),
+        (2, {"text": "z", "id": "8"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "path", "says"),
+    [
+        ('["x"]', "{topic}", "no object '{topic}' there"),
+        ('{"a": {"b": ["x"]}}', "{topic}.c", "no key 'c' there"),
+        ('{"a": 3}', "{topic}", "must be a list, but it is no list"),
+        ('{"a": [{"topic": 1}]}', "{topic}", "a field 'topic' of its own"),
+        ('{"a": [3]}', "{topic}", "must be an object or a text"),
+    ],
+)
+def test_keys_that_are_not_there(tmp_path, data, path, says):
+    error = problem(put(tmp_path, "a.json", data), rows=path)
+    assert says in error.problem
+    assert error.remedy
+
+
+def test_a_number_of_thousands_of_digits_is_an_error(tmp_path):
+    assert "not JSON" in problem(put(tmp_path, "a.json", "[" + "1" * 5000 + "]")).problem
+    assert "not JSON" in problem(put(tmp_path, "a.jsonl", "1" * 5000)).problem
 
 
 def test_missing_file(tmp_path):

@@ -48,9 +48,9 @@ def root(
 
 
 def _register() -> None:
-    from guardkeel.cli import audit, bench, demo, doctor, gate, models, report, suites, tune
+    from guardkeel.cli import audit, bench, demo, doctor, gate, leaderboard, models, report, suites, tune
 
-    for module in (demo, audit, tune, bench, gate, report, suites, models, doctor):
+    for module in (demo, audit, leaderboard, tune, bench, gate, report, suites, models, doctor):
         module.register(app)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from glob import escape
 from pathlib import Path
@@ -14,6 +16,7 @@ from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 
 if TYPE_CHECKING:
     from guardkeel.evaluation.config import AuditConfig
+    from guardkeel.evaluation.suites import Suite, SuiteItem
     from guardkeel.results import AuditResults, Decision
 
 EXIT_CODES = {"allow": 0, "deny": 1, "hold": 3}
@@ -52,6 +55,9 @@ def audit(
     ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="Gate policy (TOML). Default: the one that ships.")
+    ] = None,
+    guard_policy: Annotated[
+        Path | None, typer.Option(help="What the guards are to look for (TOML), where their family reads it.")
     ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Most items of each suite and split, for a quick look.")
@@ -101,6 +107,7 @@ def audit(
         "against": against,
         "suites": suite or None,
         "policy": str(policy) if policy else None,
+        "guard_policy": str(guard_policy) if guard_policy else None,
         "limit": limit,
         "family": family,
         "threshold": threshold,
@@ -156,6 +163,7 @@ def plan(config: AuditConfig, as_json: bool) -> None:
     from guardkeel.evaluation.policy import load_policy
     from guardkeel.evaluation.selection import select
     from guardkeel.evaluation.suites import load_suite
+    from guardkeel.guards.kinds import kind_of
     from guardkeel.guards.load import describe, guard_path, unknown_family
     from guardkeel.guards.pair import toggles
     from guardkeel.models.checks import read_json
@@ -167,6 +175,11 @@ def plan(config: AuditConfig, as_json: bool) -> None:
             load_suite(name, data=config.data, offline=config.offline, progress=watch)
             for name in config.suites
         ]
+        for reference in filter(None, (config.reference, config.against)):
+            if (kind := kind_of(reference, progress=watch, offline=config.offline)) != "checkpoint":
+                items = select(suites, limit=config.limit, calibrate=config.against is not None)
+                _plan_other(reference, kind, suites, items, as_json)
+                return
         before = guard_path(config.reference, progress=watch, offline=config.offline)
         after = guard_path(config.against, progress=watch, offline=config.offline) if config.against else None
     items = select(suites, limit=config.limit, calibrate=after is not None)
@@ -206,6 +219,20 @@ def plan(config: AuditConfig, as_json: bool) -> None:
     )
 
 
+def _plan_other(
+    reference: str, kind: str, suites: Sequence[Suite], items: Sequence[SuiteItem], as_json: bool
+) -> None:
+    """What can be said of an audit with a guard whose weights are not here: how much it will be asked."""
+    if as_json:
+        emit({"items": len(items), "suites": [s.name for s in suites], reference: kind})
+        return
+    say(
+        f"[bold]plan[/bold]     {_count(len(suites), 'suite')}, {_count(len(items), 'item')} a guard\n"
+        f"[bold]guard[/bold]    {literal(reference)}: {kind}; memory and time are its own\n"
+        "nothing was run"
+    )
+
+
 def _count(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "s")
 
@@ -224,7 +251,10 @@ def _fresh(config: AuditConfig) -> Path:
     """
     from guardkeel.records import value_digest
 
-    home, name = Path("runs"), f"audit-{Path(config.reference.split('@')[0]).name}"
+    home, name = (
+        Path("runs"),
+        f"audit-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(config.reference.split('@')[0]).name)}",
+    )
     mark = value_digest(config.model_dump(mode="json"))[:8]
     unfinished = [p for p in home.glob(f"{escape(name)}-*-{mark}") if (p / "plan.json").exists()]
     return max(unfinished, default=home / f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{mark}")

@@ -119,10 +119,10 @@ def _guard() -> Iterator[Finding]:
     from guardkeel.conversation import Conversation
     from guardkeel.errors import OfflineError
     from guardkeel.guards.base import Judgement
-    from guardkeel.guards.load import load_guard
+    from guardkeel.guards.load import load_checkpoint
 
     try:
-        guard = load_guard(offline=True)
+        guard = load_checkpoint(offline=True)
     except OfflineError:
         yield "keel-135m", True, "not in the cache yet; it is taken through pip on first use", ""
         return

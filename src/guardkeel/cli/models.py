@@ -51,12 +51,18 @@ def models(
 
 
 def _describe(reference: str, offline: bool | None, quiet: bool) -> dict[str, Any]:
-    from guardkeel.guards.load import describe, guard_path, guard_settings
+    from guardkeel.guards.kinds import kind_of
+    from guardkeel.guards.load import describe, guard_path, guard_settings, load_guard
     from guardkeel.models.adapters import check_adapter, is_adapter
     from guardkeel.models.checks import check_checkpoint
     from guardkeel.models.loading import checkpoint_digest
 
     with progress(quiet) as watch:
+        kind = kind_of(reference, progress=watch, offline=offline)
+        if kind != "checkpoint":
+            guard = load_guard(reference, progress=watch, offline=offline)
+            facts = {key: str(value) for key, value in guard.facts.items() if value not in ("", 0, None)}
+            return {"kind": kind, "family": guard.family, "threshold": guard.threshold, **facts}
         path = guard_path(reference, progress=watch, offline=offline)
         encoder, base = describe(path, reference)
         checkpoint = check_checkpoint(base, progress=watch)

@@ -16,13 +16,16 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Run directory of an audit.")],
+    run: Annotated[Path, typer.Argument(help="Run directory of an audit or a leaderboard.")],
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write report.html from a run directory: one file, no scripts needed, printable; no model is loaded."""
+    from guardkeel.records import read_record
     from guardkeel.report import write_report
+    from guardkeel.report.leaderboard import write_leaderboard_report
 
-    path = write_report(run)
+    page = write_leaderboard_report if read_record(run).verb == "leaderboard" else write_report
+    path = page(run)
     say(literal(path))
     if open_it:
         import webbrowser

@@ -30,7 +30,7 @@ from guardkeel.evaluation.scoring import Scored, score, verdict_row
 from guardkeel.evaluation.selection import geometry_sample, meta, row, select, suite_infos
 from guardkeel.evaluation.settings import AuditSettings
 from guardkeel.evaluation.suites import Suite, SuiteItem
-from guardkeel.guards.load import AnyGuard
+from guardkeel.guards.base import Guard
 from guardkeel.records import (
     RunRecord,
     atomic_writer,
@@ -65,7 +65,7 @@ class Known:
 
 
 def audit_guards(
-    guards: Iterable[tuple[str, AnyGuard]],
+    guards: Iterable[tuple[str, Guard]],
     suites: Sequence[Suite],
     folder: Path,
     *,
@@ -119,10 +119,10 @@ def audit_guards(
         nonlocal layers, depth
         watched: tuple[int, ...] = ()
         if settings.geometry and role == "reference":
-            depth = _depth(guard.model, missing)
+            depth = _depth(guard, missing)
             watched = layers = _layers(depth, settings)
         elif layers:
-            watched = layers if _same_depth(guard.model, depth, missing) else ()
+            watched = layers if _same_depth(guard, depth, missing) else ()
         infos[role] = _info(guard, sources[role])
         scored[role] = score(
             guard,
@@ -172,7 +172,7 @@ def audit_guards(
 
 
 def score_reference(
-    guard: AnyGuard,
+    guard: Guard,
     suites: Sequence[Suite],
     folder: Path,
     *,
@@ -183,7 +183,7 @@ def score_reference(
     """Score a reference once, for many audits of candidates on the same suites; resumes what is in `folder`."""
     settings = settings or AuditSettings()
     items = select(suites, limit=settings.limit)
-    depth = _depth(guard.model, []) if settings.geometry else 0
+    depth = _depth(guard, []) if settings.geometry else 0
     layers = _layers(depth, settings)
     scored = score(
         guard,
@@ -197,20 +197,23 @@ def score_reference(
     return Known(scored, _info(guard, source), layers, depth)
 
 
-def _depth(model: Any, missing: list[str]) -> int:
-    """How many blocks a model has; 0, and a note, where none are found."""
+def _depth(guard: Any, missing: list[str]) -> int:
+    """How many blocks a guard's model has; 0, and a note, where none are found."""
     from guardkeel.activations.blocks import blocks
 
+    if not hasattr(guard, "model"):
+        missing.append(f"geometry: {guard.name} shows no activations")
+        return 0
     try:
-        return len(blocks(model))
+        return len(blocks(guard.model))
     except ModelError as e:
         missing.append(f"geometry: {e.problem}")
         return 0
 
 
-def _same_depth(model: Any, depth: int, missing: list[str]) -> bool:
+def _same_depth(guard: Any, depth: int, missing: list[str]) -> bool:
     """Whether the candidate's blocks can be put beside the reference's, one by one."""
-    found = _depth(model, missing)
+    found = _depth(guard, missing)
     if found not in (0, depth):
         missing.append(f"geometry of the candidate: it has {found} blocks, the reference {depth}")
     return found == depth
@@ -230,17 +233,17 @@ def _layers(count: int, settings: AuditSettings) -> tuple[int, ...]:
     return tuple(sorted(set(settings.layers)))
 
 
-def _info(guard: Any, source: Source) -> GuardInfo:
-    weights = list(guard.model.parameters())
+def _info(guard: Guard, source: Source) -> GuardInfo:
+    facts = guard.facts
     return GuardInfo(
         name=guard.name,
         reference=source.reference,
         family=guard.family,
         threshold=guard.threshold,
         digest=source.digest,
-        parameters=sum(w.numel() for w in weights),
-        dtype=str(max(weights, key=lambda w: w.numel()).dtype).removeprefix("torch."),
-        device=str(guard.model.device),
+        parameters=facts["parameters"],
+        dtype=facts["dtype"],
+        device=facts["device"],
     )
 
 

@@ -33,6 +33,9 @@ class AuditConfig(AuditSettings):
     )
     data: str | None = Field(default=None, description="folder that data: references of cards start from")
     policy: str | None = Field(default=None, description="gate policy (TOML); default: the one that ships")
+    guard_policy: str | None = Field(
+        default=None, description="what the guards are to look for (TOML); default: their own policy"
+    )
     family: str | None = Field(default=None, description="guard family, where it cannot be told")
     threshold: float | None = Field(
         default=None, ge=0, le=1, description="P(unsafe) from which a verdict is unsafe"
@@ -47,9 +50,8 @@ class AuditConfig(AuditSettings):
 
     def guard_options(self) -> dict[str, Any]:
         """The options of load_guard."""
-        return self.model_dump(
-            include={"family", "threshold", "dtype", "device", "max_tokens", "token_budget", "offline"}
-        )
+        names = {"family", "threshold", "dtype", "device", "max_tokens", "token_budget", "offline"}
+        return self.model_dump(include=names) | {"policy": self.guard_policy}
 
     def settings(self) -> AuditSettings:
         """The part that the audit itself reads."""

@@ -10,6 +10,8 @@ from guardkeel.evaluation.audit import Source, Watch, audit_guards
 from guardkeel.evaluation.config import AuditConfig, read_config
 from guardkeel.evaluation.policy import load_policy
 from guardkeel.evaluation.suites import load_suite
+from guardkeel.guards.guard_policy import read_policy
+from guardkeel.guards.kinds import kind_of, other_digest
 from guardkeel.guards.load import base_path, describe, guard_path, unknown_family
 from guardkeel.guards.pair import pair
 from guardkeel.models.adapters import adapter_base, check_adapter, is_adapter
@@ -49,26 +51,46 @@ def run(
     policy = load_policy(config.policy)
     suites = [load_suite(s, data=config.data, offline=config.offline, progress=watch) for s in config.suites]
     named = {"reference": config.reference} | ({"candidate": config.against} if config.against else {})
-    paths = {role: guard_path(text, progress=watch, offline=config.offline) for role, text in named.items()}
-    for role, path in paths.items():  # a candidate that cannot be used is found out before hours of scoring
-        _check(named[role], path, config.family, watch)
+    # A candidate that cannot be used is found out here, before hours of scoring.
+    sources = {role: _source(text, config.family, config.offline, watch) for role, text in named.items()}
     return audit_guards(
         pair(config.reference, config.against, progress=watch, **config.guard_options()),
         suites,
         folder,
-        sources={role: _source(named[role], path, config.offline, watch) for role, path in paths.items()},
+        sources=sources,
         settings=config.settings(),
         policy=policy,
-        options={
-            k: v for k, v in config.guard_options().items() if k != "offline"
-        },  # no result depends on it
+        options=_recorded(config),
         command=command,
         watch=watch,
     )
 
 
+def _recorded(config: AuditConfig) -> dict[str, Any]:
+    """The guards' options that results depend on: a policy by what it says, and not whether the network was used."""
+    options = config.guard_options()
+    path = options.pop("policy")
+    del options["offline"]
+    return options | ({"guard_policy": read_policy(path).model_dump(mode="json")} if path else {})
+
+
+def _source(reference: str, family: str | None, offline: bool | None, watch: Watch) -> Source:
+    """Where a guard comes from. A checkpoint's files, weights and family are checked without loading it."""
+    kind = kind_of(reference, progress=watch, offline=offline)
+    if kind != "checkpoint":
+        said = other_digest(kind, reference, progress=watch, offline=offline)
+        return Source(reference=reference, digest=said)
+    path = guard_path(reference, progress=watch, offline=offline)
+    _check(reference, path, family, watch)
+    on = base_path(path, watch, offline) if is_adapter(path) and adapter_base(path) else None
+    return Source(
+        reference=reference,
+        digest=checkpoint_digest(path),
+        base="" if on is None else checkpoint_digest(on),
+    )
+
+
 def _check(reference: str, path: Path, family: str | None, watch: Watch) -> None:
-    """Check a guard's files, weights and family without loading it."""
     if is_adapter(path):
         check_adapter(path)
         if not adapter_base(path):
@@ -77,12 +99,3 @@ def _check(reference: str, path: Path, family: str | None, watch: Watch) -> None
     checkpoint = check_checkpoint(folder, progress=watch)
     if encoder is None and task_of(checkpoint.config, folder) == "causal":
         raise unknown_family(reference)
-
-
-def _source(reference: str, path: Path, offline: bool | None, watch: Watch) -> Source:
-    on = base_path(path, watch, offline) if is_adapter(path) and adapter_base(path) else None
-    return Source(
-        reference=reference,
-        digest=checkpoint_digest(path),
-        base="" if on is None else checkpoint_digest(on),
-    )

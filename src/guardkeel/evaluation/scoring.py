@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from guardkeel.errors import ConfigError
-from guardkeel.guards.base import Judgement, Verdict
-from guardkeel.guards.load import AnyGuard
+from guardkeel.guards.base import Guard, Judgement, Verdict
 from guardkeel.records import atomic_writer, value_digest, write_json
 
 Floats32 = np.ndarray[Any, np.dtype[np.float32]]
@@ -40,7 +39,7 @@ class Scored:
 
 
 def score(
-    guard: AnyGuard,
+    guard: Guard,
     items: Sequence[Judgement],
     folder: Path,
     role: str,
@@ -94,17 +93,13 @@ def score(
 
 
 def _check_same(
-    path: Path, guard: AnyGuard, items: Sequence[Judgement], layers: Sequence[int], sample: Sequence[int]
+    path: Path, guard: Guard, items: Sequence[Judgement], layers: Sequence[int], sample: Sequence[int]
 ) -> None:
     """Batches and verdicts follow from these; kept batches of others must not be mixed with them."""
-    weights = next(guard.model.parameters())
     facts = {
         "family": guard.family,
         "threshold": guard.threshold,
-        "max_tokens": guard.max_tokens,
-        "token_budget": guard.token_budget,
-        "dtype": str(weights.dtype),
-        "device": weights.device.type,
+        **guard.facts,
         "items": value_digest([i.id for i in items]),
         "layers": list(layers),
         "sample": value_digest(list(sample)),
@@ -116,9 +111,10 @@ def _check_same(
     if before is None:
         write_json(path, facts)
     elif before != facts:
-        key = next(k for k in facts if before.get(k) != facts[k])
+        key = next(k for k in {**facts, **before} if before.get(k) != facts.get(k))
         raise ConfigError(
-            f"{path.parent.parent}: holds an unfinished run with {key} {before.get(key)}, this one has {facts[key]}",
+            f"{path.parent.parent}: holds an unfinished run with {key} {before.get(key)}, "
+            f"this one has {facts.get(key)}",
             remedy="repeat its command to resume it, or choose another --out",
         )
 

@@ -8,12 +8,13 @@ Another name is reported when the first step gives it at least `SHARE` of the pr
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
+from guardkeel.conversation import Side
 from guardkeel.guards.base import Family
-from guardkeel.guards.prefix import KeyValues
+from guardkeel.guards.decoding import Decoding
+from guardkeel.guards.form import Form
 
 SHARE = 0.3
 
@@ -23,29 +24,23 @@ Path = tuple[int, ...]
 class CategoryReader:
     """Reads category names with the key/value cache of a batch that has just been scored."""
 
-    def __init__(self, family: Family, tokenizer: Any) -> None:
-        end = tokenizer.eos_token_id
-        rows = {
-            name: (*tokenizer(family.answer("unsafe", (name,)), add_special_tokens=False)["input_ids"], end)
-            for name in family.categories
-        }
+    def __init__(self, family: Family, side: Side, form: Form, end: int) -> None:
+        answers = {name: family.answer("unsafe", (name,), side) for name in family.categories}
+        rows = {name: (*form.after(answer), end) for name, answer in answers.items()}
         shared = 0  # "unsafe" and the separator; at least the end of the answer tells names apart
         while shared < min(map(len, rows.values())) - 1 and _same(ids[shared] for ids in rows.values()):
             shared += 1
         self.opening = list(next(iter(rows.values()))[:shared])
         self.names: dict[str, Path] = {name: ids[shared:] for name, ids in rows.items()}
+        self.openings = {word: self._opened(word, form, answers) for word in form.blanks[-1].unsafe}
 
-    def read(
-        self, model: Any, cache: Any, mask: torch.Tensor, flagged: torch.Tensor, prefix: KeyValues | None
-    ) -> dict[int, tuple[str, ...]]:
-        """Names for the flagged rows. `cache` holds prefix and rows; it is consumed."""
-        if not len(flagged):
+    def read(self, state: Decoding, said: dict[int, str]) -> dict[int, tuple[str, ...]]:
+        """Names for rows of a batch that stands at its verdict: those in `said`, with the word for unsafe there."""
+        if not said:
             return {}
-        shared = prefix[0][0].shape[2] if prefix else 0
-        seen = torch.cat([mask.new_ones(len(mask), shared), mask], dim=1)
-        state = _Decoding(model, cache, seen)
+        flagged = torch.tensor(list(said), device=state.model.device)
         state.select(flagged)
-        logits = state.feed([self.opening] * len(flagged))
+        logits = state.feed([self.openings.get(word, self.opening) for word in said.values()])[:, -1]
         # One walker for each name begun: (row, place among the row's names, path so far).
         walkers: list[tuple[int, int, Path]] = [
             (row, place, (first,))
@@ -64,9 +59,9 @@ class CategoryReader:
                     undecided.append((at, (row, place, path)))
             if not undecided:
                 break
-            state.select(torch.tensor([at for at, _ in undecided], device=mask.device))
+            state.select(torch.tensor([at for at, _ in undecided], device=flagged.device))
             walkers = [walker for _, walker in undecided]
-            logits = state.feed([[path[-1]] for _, _, path in walkers])
+            logits = state.feed([[path[-1]] for _, _, path in walkers])[:, -1]
             walkers = [
                 (row, place, (*path, self._child(path, logits[i])))
                 for i, (row, place, path) in enumerate(walkers)
@@ -77,6 +72,13 @@ class CategoryReader:
             int(flagged[row]): tuple(found[row, place] for place in places[row])
             for row in range(len(flagged))
         }
+
+    def _opened(self, word: str, form: Form, answers: dict[str, str]) -> list[int]:
+        """What comes before the name where the verdict is this word and not the one that `answer` writes."""
+        name, answer = next(iter(answers.items()))
+        usual = next((w for w in form.blanks[-1].unsafe if answer.startswith(w)), "")
+        row = form.after(word + answer[len(usual) :])
+        return row[: len(row) + 1 - len(self.names[name])]
 
     def _starts(self, logits: torch.Tensor) -> list[int]:
         """First tokens of the likeliest name and of those with their share, the likeliest first."""
@@ -91,34 +93,6 @@ class CategoryReader:
 
     def _leaves(self, path: Path) -> list[str]:
         return [name for name, ids in self.names.items() if ids[: len(path)] == path]
-
-
-class _Decoding:
-    """Feeds tokens after a left-padded batch, positions counting real tokens."""
-
-    def __init__(self, model: Any, cache: Any, seen: torch.Tensor) -> None:
-        self.model, self.cache, self.seen = model, cache, seen
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only; a row may be taken more than once."""
-        self.cache.batch_select_indices(rows)
-        self.seen = self.seen[rows]
-
-    def feed(self, rows: list[list[int]]) -> torch.Tensor:
-        """Logits after one more piece of equal length for each row."""
-        ids = torch.tensor(rows, device=self.seen.device)
-        start = self.seen.sum(1, keepdim=True)
-        positions = start + torch.arange(ids.shape[1], device=ids.device)
-        self.seen = torch.cat([self.seen, self.seen.new_ones(ids.shape)], dim=1)
-        out = self.model(
-            input_ids=ids,
-            attention_mask=self.seen,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1].float()  # type: ignore[no-any-return]
 
 
 def _same(values: Iterable[int]) -> bool:

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 
 from guardkeel.activations.capture import Capture
-from guardkeel.conversation import Conversation
 from guardkeel.errors import ConfigError, ModelError
-from guardkeel.guards.base import Judgement, Verdict
+from guardkeel.guards.base import Batch, Judgement, Verdict, score
 from guardkeel.guards.batching import halving, plan
-from guardkeel.guards.causal import Batch
 from guardkeel.guards.disarm import Disarmer
+from guardkeel.guards.judged import judged_pair
 from guardkeel.guards.labels import SAFE_NAMES, UNSAFE_NAMES, unsafe_labels
 from guardkeel.guards.shorten import Shortener
-from guardkeel.guards.transcript import transcript
+from guardkeel.models.devices import model_facts
 
 __all__ = ["SAFE_NAMES", "UNSAFE_NAMES", "ClassifierGuard", "unsafe_labels"]
 
@@ -72,12 +71,14 @@ class ClassifierGuard:
         self._disarm = Disarmer(tokenizer)
         self._shortener = Shortener(tokenizer, self.max_tokens)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See Guard."""
+        return model_facts(self.model) | {"max_tokens": self.max_tokens, "token_budget": self.token_budget}
+
     def score(self, items: Sequence[Judgement], **options: Any) -> list[Verdict]:
         """One verdict for each item, in order."""
-        verdicts: dict[int, Verdict] = {}
-        for batch in self.batches(items, **options):
-            verdicts.update(zip(batch.indices, batch.verdicts, strict=True))
-        return [verdicts[i] for i in range(len(items))]
+        return score(self, items, **options)
 
     def batches(
         self,
@@ -152,7 +153,7 @@ class ClassifierGuard:
             tokens = encoded["input_ids"]  # segments only where the tokenizer says that its model wants them
             return list(zip(tokens, encoded.get("token_type_ids") or [0] * len(tokens), strict=True))
 
-        texts = [self._disarm(text) for text in _parts(item.conversation, item.side)]
+        texts = [self._disarm(text) for text in judged_pair(item.conversation, item.side)]
         try:
             found, dropped = self._shortener.fit(texts, ids, self.max_tokens)
         except ConfigError as e:
@@ -173,16 +174,3 @@ class ClassifierGuard:
                 remedy="name the labels that mean unsafe, and not those that mean safe",
             )
         return found
-
-
-def _parts(conversation: Conversation, side: str) -> list[str]:
-    turns = conversation.turns
-    users = [i for i, t in enumerate(turns) if t.role == "user"]
-    answers = [i for i, t in enumerate(turns) if t.role == "assistant"]
-    if side == "prompt" and users:
-        return [turns[users[-1]].content]
-    if side == "response" and answers:
-        answer = transcript(Conversation((turns[answers[-1]],))).removeprefix("Assistant: ")
-        asked = [i for i in users if i < answers[-1]]
-        return [turns[asked[-1]].content, answer] if asked else [answer]
-    return [transcript(conversation)]

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from guardkeel.conversation import Conversation, ToolCall, Turn
+from guardkeel.conversation import Conversation, Side, ToolCall, Turn
 from guardkeel.errors import ConfigError
-from guardkeel.guards.base import Family, Judgement, Rendered
+from guardkeel.guards.base import Family, Judgement, Rendered, common
 from guardkeel.guards.disarm import Disarmer
+from guardkeel.guards.form import Form
 from guardkeel.guards.shorten import GAP, Shortener
 
 __all__ = ["GAP", "Encoded", "Encoder", "NotSharedError"]
@@ -23,6 +24,8 @@ _WORTH = 8  # tokens of plain text from which sharing them pays
 _NEAR = 64  # characters after the prefix that can still change its last tokens
 _PROBES = ("a", " a", "\n", "\n\na", "1", ".", ": ", "é", "中", "'s", "")  # what a message may begin with
 
+_JUDGED = {"prompt": "user", "response": "assistant"}
+
 
 class NotSharedError(ConfigError):
     """An item does not begin with the prefix that was shared; encode its run without sharing."""
@@ -30,10 +33,14 @@ class NotSharedError(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids after the shared prefix, and how many message tokens were left out to fit."""
+    """Token ids after the shared prefix, and how many message tokens were left out to fit.
+
+    The last `opened` ids are not the item's but the guard's own: the opening of its first blank.
+    """
 
     ids: list[int]
     dropped: int
+    opened: int = 0
 
 
 class Encoder:
@@ -48,7 +55,16 @@ class Encoder:
         self.max_tokens = max_tokens
         self.disarm = Disarmer(tokenizer)
         self._shortener = Shortener(tokenizer, max_tokens)
+        self._forms: dict[Side, Form] = {}
         self._head, self._head_ids, self._plain_ids = "", list[int](), list[int]()
+
+    def form(self, side: Side) -> Form:
+        """The family's blanks for a side."""
+        if side not in self._forms:
+            asked = Conversation.of("a", None if side == "prompt" else "b")
+            context = self._render(asked, side).suffix
+            self._forms[side] = Form(self.family, side, self.tokenizer, context)
+        return self._forms[side]
 
     @property
     def prefix_ids(self) -> list[int]:
@@ -80,9 +96,22 @@ class Encoder:
         """Ids of an item after the shared prefix, its longest message shortened in the middle if need be.
 
         Raises:
-            ConfigError: it does not fit even so (tool calls are never shortened).
+            ConfigError: it does not fit even so (tool calls are never shortened), it has no message to judge, or the
+                family does not judge that side.
             NotSharedError: it does not begin with the shared prefix.
         """
+        if item.side not in self.family.sides:
+            raise ConfigError(
+                f"family {self.family.name!r} does not judge the {item.side} side",
+                remedy=f"it judges {', '.join(self.family.sides)}",
+            )
+        judged = _JUDGED.get(item.side)
+        if judged and not any(turn.role == judged for turn in item.conversation.turns):
+            raise ConfigError(
+                f"it has no {judged} message", remedy=f"give one, or take the {item.side} label away"
+            )
+        form = self.form(item.side)
+        opened = 0
         conversation = self._disarmed(item.conversation)
 
         def text(contents: list[str]) -> str:
@@ -94,9 +123,28 @@ class Encoder:
             seen = text(marks)
             return [mark in seen for mark in marks]
 
+        def ids(contents: list[str]) -> list[int]:
+            nonlocal opened
+            row, opened = self._opened(text(contents), form, item)
+            return row
+
         contents = [t.content for t in conversation.turns]
-        room = self.max_tokens - len(self.prefix_ids)
-        return Encoded(*self._shortener.fit(contents, lambda c: self._ids(text(c), item), room, shown))
+        row, dropped = self._shortener.fit(contents, ids, self.max_tokens - len(self.prefix_ids), shown)
+        return Encoded(row, dropped, opened)
+
+    def _opened(self, text: str, form: Form, item: Judgement) -> tuple[list[int], int]:
+        """Ids of an item with the opening of its first blank, and how many of them are the opening's.
+
+        They are those of the one text, but where the opening's end is written otherwise before an answer.
+        """
+        row, opening = self._ids(text, item), form.opening
+        if not opening:
+            return row, 0
+        joined = self._ids(text + form.blanks[0].opening, item)
+        known = common([row, joined])
+        if joined[known:] == opening or (known < len(row) and joined[-1:] == opening[-1:]):
+            return joined, len(joined) - known
+        return [*row, *opening], len(opening)
 
     def _ids(self, text: str, item: Judgement) -> list[int]:
         plain = self._plain_ids
@@ -120,7 +168,7 @@ class Encoder:
             return []
         continued = [self._tokenise(rest + probe) for probe in _PROBES]
         rows = continued + [self._tokenise(t[len(self._head) :]) for t in texts]
-        return rows[0][: min(_common(rows), min(map(len, rows)) - 1)]
+        return rows[0][: min(common(rows), min(map(len, rows)) - 1)]
 
     def _tokenise(self, text: str) -> list[int]:
         # Templates write their own beginning-of-sequence token; it is never added twice.
@@ -145,10 +193,3 @@ class Encoder:
                 for t in conversation.turns
             )
         )
-
-
-def _common(rows: list[list[int]]) -> int:
-    """Length of the longest common prefix."""
-    first, last = min(rows), max(rows)
-    pairs = zip(first, last, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(last)))

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guardkeel.conversation import Conversation, Label, Side
-from guardkeel.guards.base import Rendered, Verdict, first_token
+from guardkeel.conversation import SIDES, Conversation, Label, Side
+from guardkeel.errors import ConfigError
+from guardkeel.guards.base import Blank, Rendered, Verdict
+from guardkeel.guards.guard_policy import GuardPolicy
 from guardkeel.guards.transcript import transcript
 from guardkeel.taxonomy import AEGIS2, home
 
@@ -35,6 +37,16 @@ class Keel:
 
     name = "keel"
     categories: tuple[str, ...] = AEGIS2
+    sides: tuple[Side, ...] = SIDES
+
+    def under(self, policy: GuardPolicy) -> Keel:
+        """See Family: it was trained on one policy in one wording."""
+        if policy.categories:
+            raise ConfigError(
+                f"policy {policy.name!r}: keel guards were trained on fixed categories",
+                remedy="leave [[categories]] out, or take a guard of a family that reads its policy",
+            )
+        return self
 
     def render(self, conversation: Conversation, side: Side, tokenizer: Any) -> Rendered:
         """See Family. The same ChatML for every checkpoint of the family."""
@@ -44,18 +56,18 @@ class Keel:
             suffix=f"\n\n{QUESTIONS[side]}<|im_end|>\n<|im_start|>assistant\n",
         )
 
-    def verdict_tokens(self, tokenizer: Any) -> tuple[list[int], list[int]]:
-        """See Family: the first tokens of the two words."""
-        return [first_token(tokenizer, "safe")], [first_token(tokenizer, "unsafe")]
+    def blanks(self, side: Side) -> tuple[Blank, ...]:
+        """See Family: one word."""
+        return (Blank(safe=("safe",), unsafe=("unsafe",)),)
 
-    def answer(self, label: Label, categories: Sequence[str] = ()) -> str:
+    def answer(self, label: Label, categories: Sequence[str] = (), side: Side = "prompt") -> str:
         """See Family. Names of other taxonomies become home names."""
         if label == "safe":
             return "safe"
         names = dict.fromkeys(map(home, categories))
         return "unsafe\n" + ", ".join(name for name in names if name in self.categories)
 
-    def parse(self, output: str) -> Verdict:
+    def parse(self, output: str, side: Side = "prompt") -> Verdict:
         """See Family: `safe`, or `unsafe` and then known names separated by commas."""
         word, _, rest = output.strip().partition("\n")
         if word == "safe" and not rest.strip():

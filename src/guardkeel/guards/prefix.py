@@ -63,26 +63,28 @@ def forward(
     mask: torch.Tensor,
     *,
     keep: int = 1,
-    cache: bool = False,
 ) -> Any:
     """Run left-padded rows after the shared prefix (or alone). Logits are of the last `keep` positions.
 
-    With `cache` the output's `past_key_values` can be decoded further.
+    Gradients flow into the prefix, whose keys and values are copied for each row. `Continued` copies nothing.
     """
     from transformers import DynamicCache
 
-    shared = prefix[0][0].shape[2] if prefix else 0
+    shared = prefix_length(prefix)
     rows = ids.shape[0]
-    positions = (mask.cumsum(1) - 1).clamp(min=0) + shared
-    past = DynamicCache() if cache else None
+    past = None
     if prefix:
         past = DynamicCache([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in prefix])
-        mask = torch.cat([mask.new_ones(rows, shared), mask], dim=1)
     return model(
         input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
+        attention_mask=torch.cat([mask.new_ones(rows, shared), mask], dim=1),
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0) + shared,
         past_key_values=past,
         use_cache=past is not None,
         logits_to_keep=torch.arange(-keep, 0, device=ids.device),  # indices give a contiguous, cheap product
     )
+
+
+def prefix_length(prefix: KeyValues | None) -> int:
+    """How many tokens a prefix has."""
+    return prefix[0][0].shape[2] if prefix else 0

@@ -106,3 +106,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, oom)) or (
         isinstance(error, (RuntimeError, OSError)) and any(m in said for m in _OOM_WORDS)
     )
+
+
+def model_facts(model: Any) -> dict[str, Any]:
+    """Number of parameters, the number format of the largest, and the kind of device."""
+    weights = list(model.parameters())
+    return {
+        "parameters": sum(w.numel() for w in weights),
+        "dtype": str(max(weights, key=lambda w: w.numel()).dtype).removeprefix("torch."),
+        "device": weights[0].device.type,
+    }

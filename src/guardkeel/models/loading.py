@@ -28,6 +28,10 @@ from guardkeel.resources import Progress, cache_dir, digest, resolve
 
 Task = Literal["causal", "classifier"]
 
+TEXT_TOWERS = ("llama4", "mllama", "gemma3")
+"""Kinds of image-and-text checkpoints that transformers loads as a language model, their image part left out."""
+_IMAGE_PART = ("vision", "multi_modal", "model.vision", "model.multi_modal")
+
 
 def local_checkpoint(path: str | Path, progress: Progress | None = None) -> Path:
     """The folder to load: a GGUF file is converted into the cache once; a folder is itself."""
@@ -54,7 +58,8 @@ def task_of(config: dict[str, Any], where: Path) -> Task:
         ModelError: neither a causal language model nor a sequence classifier.
     """
     names = config.get("architectures") or [""]
-    if str(names[0]).endswith("ForCausalLM"):
+    sees = str(names[0]).endswith("ForConditionalGeneration") and config.get("model_type") in TEXT_TOWERS
+    if str(names[0]).endswith("ForCausalLM") or sees:
         return "causal"
     if str(names[0]).endswith("ForSequenceClassification"):
         return "classifier"
@@ -137,7 +142,9 @@ def _load(checkpoint: Checkpoint, task: Task, dtype: str, device: str, trust_rem
             f"{', '.join(missing[:3])}; they would be random",
             remedy="give the complete checkpoint; for an adapter, its adapter folder",
         )
-    unused = sorted(k for k in info["unexpected_keys"] if not k.endswith("inv_freq"))
+    unused = sorted(
+        k for k in info["unexpected_keys"] if not (k.endswith("inv_freq") or k.startswith(_IMAGE_PART))
+    )
     if unused:
         warnings.warn(
             f"{checkpoint.folder}: {len(unused)} stored weights are not part of {type(model).__name__}: "

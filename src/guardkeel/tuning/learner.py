@@ -42,8 +42,13 @@ class CausalLearner:
         self.answer_weight = answer_weight
         self.encoder = Encoder(guard.grammar, guard.tokenizer, max_tokens=min(max_tokens, guard.max_tokens))
         self.sharing = share and reusable(guard.model.config)
-        safe, unsafe = guard.grammar.verdict_tokens(guard.tokenizer)
-        self._verdicts = (safe, unsafe)
+        steps = [form.only() for s in self.family.sides if len((form := self.encoder.form(s)).blanks) == 1]
+        if len({(step.safe, step.unsafe) for step in steps}) != 1:
+            raise ConfigError(
+                f"family {self.family.name!r} has no verdict that begins alike on all its sides",
+                remedy="tune a guard of another family",
+            )
+        self._verdicts = (list(steps[0].safe), list(steps[0].unsafe))
 
     def collate(self, lessons: Sequence[Lesson]) -> Batch:
         """Left-padded ids and mask; right-aligned `targets` and their `weights`, both (rows, longest answer)."""

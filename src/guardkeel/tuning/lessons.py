@@ -59,7 +59,7 @@ def guard_lessons(items: Sequence[Target], encoder: Encoder, tokenizer: Any) -> 
     """The lessons of a causal guard. Prompts begin after the encoder's shared prefix, if it has one.
 
     Raises:
-        ConfigError: an item does not fit, or the tokenizer has no end token.
+        ConfigError: an item does not fit, its verdict cannot be taught, or the tokenizer has no end token.
         NotSharedError: an item does not begin with the shared prefix.
     """
     end = _end(tokenizer)
@@ -72,7 +72,9 @@ def guard_lessons(items: Sequence[Target], encoder: Encoder, tokenizer: Any) -> 
             raise
         except ConfigError as e:
             raise ConfigError(f"item {t.judgement.id!r}: {e.problem}", remedy=e.remedy) from e
-        said = _tokenise(tokenizer, encoder.family.answer(t.label, t.categories))
+        form = encoder.form(t.judgement.side)
+        form.only()
+        said = form.after(encoder.family.answer(t.label, t.categories, t.judgement.side))
         lessons.append(
             Lesson(
                 id=t.judgement.id,

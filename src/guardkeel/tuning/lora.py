@@ -108,8 +108,8 @@ def train(
     if reusable(model.config):
         encoder.share([t.judgement for t in examples])
     end = tokenizer.eos_token_id
-    texts = [family.answer(t.label, t.categories) for t in examples]
-    answers = [[*tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in texts]
+    texts = [(t.judgement.side, family.answer(t.label, t.categories, t.judgement.side)) for t in examples]
+    answers = [[*encoder.form(side).after(text), end] for side, text in texts]
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)
     log = []

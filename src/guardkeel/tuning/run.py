@@ -21,7 +21,7 @@ from guardkeel.activations.blocks import blocks, monitored
 from guardkeel.errors import ConfigError, RunError
 from guardkeel.guards.classifier import ClassifierGuard
 from guardkeel.guards.embedded import NAME
-from guardkeel.guards.load import AnyGuard, base_path, guard_path, load_guard
+from guardkeel.guards.load import AnyGuard, base_path, guard_path, load_checkpoint
 from guardkeel.models.adapters import is_adapter
 from guardkeel.models.base import base_model_path
 from guardkeel.models.loading import checkpoint_digest, local_checkpoint
@@ -110,7 +110,7 @@ def run(
         for begun in (LOG, POINTS, REFERENCE, FIXED):
             (folder / begun).unlink(missing_ok=True)
 
-    guard = load_guard(
+    guard = load_checkpoint(
         config.guard,
         family=config.family,
         dtype="float32" if config.adapter == "full" else config.dtype,

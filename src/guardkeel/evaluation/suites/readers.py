@@ -1,4 +1,4 @@
-"""Files → raw rows: JSONL, JSON, CSV, TSV, Parquet, YAML and one-text-a-line files, each also gzipped.
+"""Files → raw rows: JSONL, JSON, CSV, TSV, Parquet, YAML and one-text-a-line files, each also as .gz or .xz.
 
 A raw row is the object of one record and the words that name its place (`file:line`, or `file: row n` for
 formats without lines), so that an error about a value can say where the value is.
@@ -10,6 +10,8 @@ import csv
 import gzip
 import io
 import json
+import lzma
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,10 @@ TEXT_FIELD = "text"
 MAX_FIELD = 16 * 1024**2
 """CSV fields longer than this many characters are refused: an unclosed quote swallows the file."""
 
+PACKED = frozenset({".gz", ".xz"})
+"""Endings of packed files, which are unpacked while reading."""
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -52,7 +58,7 @@ class RawRow:
 def format_of(path: Path) -> Format:
     """The format that a file name's ending stands for; raises DataError for an unknown ending."""
     suffixes = path.suffixes
-    if suffixes and suffixes[-1].lower() == ".gz":
+    if suffixes and suffixes[-1].lower() in PACKED:
         suffixes = suffixes[:-1]
     ending = suffixes[-1].lower() if suffixes else ""
     if ending in _SUFFIXES:
@@ -64,8 +70,8 @@ def format_of(path: Path) -> Format:
 
 
 def plain_stem(path: Path) -> str:
-    """The file name without `.gz` and without the format's ending."""
-    name = path.name.removesuffix(".gz")
+    """The file name without `.gz` or `.xz` and without the format's ending."""
+    name = path.stem if path.suffix in PACKED else path.name
     return name[: -len(Path(name).suffix)] if Path(name).suffix else name
 
 
@@ -80,9 +86,11 @@ def read_rows(
     """Stream the records of one file.
 
     Args:
-        path: the file; a `.gz` ending is unpacked while reading.
+        path: the file; one that ends in `.gz` or `.xz` is unpacked while reading.
         format: the format; None goes by the file name.
         rows: JSON and YAML: the dotted path of the list inside the document; empty is the document itself.
+            A step `{name}` goes through all keys of an object and puts each key into the field `name` of its
+            records: `{topic}` reads {"cats": ["…", "…"], "dogs": […]}.
         preamble: CSV, TSV and text: leading lines that begin with this are skipped.
         encoding: of text formats; a byte order mark is dropped.
 
@@ -103,9 +111,10 @@ def read_rows(
                 yield from _lines(path, handle, encoding, preamble)
             else:
                 yield from _table(path, handle, encoding, preamble, "\t" if chosen == "tsv" else ",")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as e:
+        packing = "xz" if path.suffix.lower() == ".xz" else "gzip"
         raise DataError(
-            f"{path}: the gzip data is damaged ({e})", remedy="fetch or make the file again"
+            f"{path}: the {packing} data is damaged ({e})", remedy="fetch or make the file again"
         ) from e
     except OSError as e:
         raise DataError(
@@ -114,7 +123,9 @@ def read_rows(
 
 
 def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+    if path.suffix.lower() == ".gz":
+        return cast(IO[bytes], gzip.open(path))
+    return lzma.open(path) if path.suffix.lower() == ".xz" else path.open("rb")
 
 
 def _decode(path: Path | str, raw: bytes, encoding: str) -> str:
@@ -151,7 +162,7 @@ def _jsonl(path: Path, handle: IO[bytes], encoding: str) -> Iterator[RawRow]:
         where = f"{path}:{line}"
         try:
             value = json.loads(_decode(where, raw, encoding))
-        except (json.JSONDecodeError, RecursionError) as e:
+        except (ValueError, RecursionError) as e:  # ValueError: also a number of thousands of digits
             raise DataError(f"{where}: not JSON ({e})", remedy="each line must be one JSON object") from e
         yield _record(where, number, value)
 
@@ -213,23 +224,51 @@ def _document(path: Path, text: str, format: Format, rows: str) -> Iterator[RawR
     if format == "json":
         try:
             value = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as e:
+        except (ValueError, RecursionError) as e:  # ValueError: also a number of thousands of digits
             raise DataError(f"{path}: not JSON ({e})", remedy="one object a line is format = 'jsonl'") from e
     else:
         value = _yaml(path, text)
-    for key in filter(None, rows.split(".")):
-        if not isinstance(value, dict) or key not in value:
-            has = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-            raise DataError(f"{path}: rows = {rows!r}: no key {key!r} there", remedy=f"there is: {has:.200}")
-        value = value[key]
-    if not isinstance(value, list):
-        has = f"an object with {', '.join(map(str, value))}" if isinstance(value, dict) else "no list"
+    steps = [step for step in rows.split(".") if step]
+    for number, (keys, item) in enumerate(_walk(path, value, steps, rows, {}), 1):
+        row = _record(f"{path}: row {number}", number, item)
+        taken = sorted(set(keys) & set(row.fields))
+        if taken:
+            raise DataError(
+                f"{row.where}: rows = {rows!r}: the record has a field {taken[0]!r} of its own",
+                remedy="name that step differently",
+            )
+        yield RawRow(row.where, number, {**row.fields, **keys})
+
+
+def _walk(
+    path: Path, value: Any, steps: Sequence[str], rows: str, keys: dict[str, str]
+) -> Iterator[tuple[dict[str, str], Any]]:
+    """The records under the steps that are left, each with the keys met on the way to it."""
+    if not steps:
+        if isinstance(value, list):
+            yield from ((keys, item) for item in value)
+        elif keys and isinstance(value, dict | str):
+            yield keys, value
+        else:
+            has = f"an object with {', '.join(map(str, value))}" if isinstance(value, dict) else "no list"
+            raise DataError(
+                f"{path}: the records must be a list, but it is {has:.200}",
+                remedy="say the list's path as rows = … in the card's [mapping]",
+            )
+        return
+    step, *rest = steps
+    name = _PLACEHOLDER.fullmatch(step)
+    if not isinstance(value, dict) or (name is None and step not in value):
+        has = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
         raise DataError(
-            f"{path}: the records must be a list, but it is {has:.200}",
-            remedy="say the list's path as rows = … in the card's [mapping]",
+            f"{path}: rows = {rows!r}: no {'object' if name else 'key'} {step!r} there",
+            remedy=f"there is: {has:.200}",
         )
-    for number, item in enumerate(value, 1):
-        yield _record(f"{path}: row {number}", number, item)
+    if name is None:
+        yield from _walk(path, value[step], rest, rows, keys)
+        return
+    for key, inside in value.items():
+        yield from _walk(path, inside, rest, rows, {**keys, name[1]: str(key)})
 
 
 def _yaml(path: Path, text: str) -> Any:

@@ -50,6 +50,20 @@ def find(name: str) -> SuiteCard:
     )
 
 
+def present(card: SuiteCard, data: str | Path | None = None) -> list[str]:
+    """The names under which a card can be read from the data folder now: all files of that copy are there."""
+    readings = [card, *(card.copied(copy.name) for copy in card.copies)]
+    return [r.full_name for r in readings if r.is_local and _are_there(r, data)]
+
+
+def _are_there(card: SuiteCard, data: str | Path | None) -> bool:
+    try:
+        found = [card.located(part.reference, data) for part in card.files]
+    except ConfigError:  # no data folder is known
+        return False
+    return all(Path(f.removeprefix("path:").partition("#")[0]).is_file() for f in found)
+
+
 def _all() -> Iterator[tuple[SuiteCard, str]]:
     for card in _cards(CARDS):
         yield card, "guardkeel"

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from guardkeel.errors import ConfigError
 from guardkeel.evaluation.suites.card import DATA_VARIABLE
@@ -98,7 +98,14 @@ class Variant(_Table):
     scenarios: list[str] = Field(default=[], description="default: all")
     arms: list[str] = Field(min_length=1)
     seeds: Seeds | None = Field(default=None, description="default: the first")
-    tune: dict[str, Any] = Field(min_length=1)
+    guard_data: list[str] = Field(default=[], description="default: the grid's")
+    tune: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _differs(self) -> Self:
+        if not self.tune and not self.guard_data:
+            raise ValueError("a variant changes tune or guard_data")
+        return self
 
 
 class Grid(_Table):
@@ -182,6 +189,11 @@ class Plan:
         """Suites that judge this cell."""
         return list(dict.fromkeys([*self.grid.settings.judged_on, *self.scenario.judged_on]))
 
+    @property
+    def guard_data(self) -> list[str]:
+        """What the methods keep watch on."""
+        return (self.variant.guard_data if self.variant else []) or self.grid.settings.guard_data
+
     def config(self, offline: bool | None = None) -> TuneConfig:
         """The configuration of the fine-tune: no monitor and no moved threshold, for the audit measures both."""
         shared, grid = self.grid.settings, self.grid
@@ -193,7 +205,7 @@ class Plan:
                 "source": self.scenario.source,
                 "method": self.method,
                 "options": self.arm.options,
-                "guard_data": [grid.located(name) for name in shared.guard_data],
+                "guard_data": [grid.located(name) for name in self.guard_data],
                 "monitor": [],
                 "recalibrate": False,
                 "data_folder": grid.data_folder,
@@ -208,6 +220,7 @@ class Plan:
         """Of all that the grid says about the cell, but where it runs and where data lie."""
         shared = self.grid.settings.model_dump(exclude={"seeds", "judged_on", "data_folder"})
         own = [self.scenario.data, self.scenario.kind, self.scenario.source, self.judged_on]
+        own += [self.variant.guard_data] if self.variant and self.variant.guard_data else []
         tuned = {k: v for k, v in self.settings.items() if k != "device"}
         return value_digest([shared, own, self.method, self.arm.options, self.arm.after, tuned, self.seed])
 

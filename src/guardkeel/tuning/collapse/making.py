@@ -21,7 +21,7 @@ from guardkeel.errors import DataError, RunError
 from guardkeel.evaluation.audit import Known, Source, audit_guards, score_reference
 from guardkeel.evaluation.runs import read_audit
 from guardkeel.evaluation.settings import AuditSettings
-from guardkeel.guards.load import AnyGuard, guard_path, load_guard, with_adapter
+from guardkeel.guards.load import AnyGuard, guard_path, load_checkpoint, with_adapter
 from guardkeel.models.adapters import is_adapter
 from guardkeel.models.loading import checkpoint_digest
 from guardkeel.records import claim, read_record, value_digest, write_json
@@ -234,13 +234,13 @@ def _lock(out: Path, name: str) -> Path:
 
 def _judge(reference: str, **options: Any) -> AnyGuard:
     """A guard that gives verdicts without naming categories, which no table reads and which cost a quarter more."""
-    guard = load_guard(reference, **options)
+    guard = load_checkpoint(reference, **options)
     guard.batches = partial(guard.batches, categories=False)  # type: ignore[method-assign]
     return guard
 
 
 def _options(config: TuneConfig, plan: Plan) -> dict[str, Any]:
-    """Of load_guard, for judging."""
+    """Of load_checkpoint, for judging."""
     chosen = config.model_dump(include={"family", "dtype", "device", "offline"})
     return chosen | {"max_tokens": plan.grid.settings.max_tokens}
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from guardkeel.guards.load import AnyGuard, guard_path, load_guard
+from guardkeel.guards.load import AnyGuard, guard_path, load_checkpoint
 from guardkeel.models.adapters import attach_adapter
 from guardkeel.models.loading import checkpoint_digest
 from guardkeel.records import (
@@ -62,7 +62,7 @@ def repair(
     write_text(folder / "config.toml", toml_text(config.model_dump()))
 
     watch(f"repair ({config.method})", 0, 1)
-    guard = load_guard(
+    guard = load_checkpoint(
         config.guard,
         family=config.family,
         dtype=config.dtype,

@@ -1,0 +1,1 @@
+"""Several guards on several suites: one table, with intervals, pairs and what could not be measured."""
