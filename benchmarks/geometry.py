@@ -17,7 +17,7 @@ from guardkeel.evaluation.audit import Source, audit_guards
 from guardkeel.evaluation.config import DEFAULT_SUITES
 from guardkeel.evaluation.settings import AuditSettings
 from guardkeel.evaluation.suites import load_suite
-from guardkeel.guards.load import load_guard
+from guardkeel.guards.load import load_checkpoint
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--pairs", type=int, default=5)
     args = parser.parse_args()
-    guard = load_guard(args.guard)
+    guard = load_checkpoint(args.guard)
     suites = [load_suite(name) for name in DEFAULT_SUITES]
     source = {"reference": Source(reference=args.guard, digest="")}
     ratios = []

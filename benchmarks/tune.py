@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from guardkeel.evaluation.suites import load_suite, split_many
-from guardkeel.guards.load import load_guard
+from guardkeel.guards.load import load_checkpoint
 from guardkeel.tuning.data import suite_data
 from guardkeel.tuning.gather import balanced
 from guardkeel.tuning.learner import learner, training
@@ -41,7 +41,7 @@ class Arm:
     """A trainer that makes a step when it is told to."""
 
     def __init__(self, method: str, args: argparse.Namespace, folder: Path) -> None:
-        guard = load_guard(args.guard)
+        guard = load_checkpoint(args.guard)
         task, anchors = split_many([load_suite("keel-domain"), load_suite("keel-anchor")])
         teacher = learner(guard)
         rows, guards = suite_data(task, source="bank").targets, balanced(suite_data(anchors).targets, 200)
@@ -143,8 +143,7 @@ def compare(method: str, args: argparse.Namespace) -> tuple[list[float], float]:
 
 def memory(method: str) -> dict[str, Any]:
     """Bytes of a fresh process with this arm alone."""
-    given = [a for a in sys.argv[1:] if not a.startswith("--arms")]
-    command = [sys.executable, __file__, *given, "--weigh", method]
+    command = [sys.executable, __file__, *sys.argv[1:], "--weigh", method]
     return dict(
         json.loads(
             subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
