@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -78,9 +79,13 @@ def peak_memory(device: str) -> int:
     """Bytes: the accelerator's peak, or the process's largest resident size."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     if os.name != "posix":
         return 0
-    import resource
+    import resource  # on Linux its figure would hold the peak of whatever started this process
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(most if sys.platform == "darwin" else most * 1024)
