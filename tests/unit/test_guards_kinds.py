@@ -8,7 +8,7 @@ import pytest
 from guard_doubles import make_adapter
 from guardkeel.conversation import Conversation
 from guardkeel.errors import ConfigError, ModelError
-from guardkeel.guards.base import Judgement, score
+from guardkeel.guards.base import Judgement
 from guardkeel.guards.kinds import kind_of, other_digest
 from guardkeel.guards.load import guard_path, load_checkpoint, load_guard, with_adapter
 from guardkeel.guards.pair import pair
@@ -80,7 +80,7 @@ def test_kinds(checkpoint, tmp_path):
     guard = load_guard(str(rules), threshold=0.25)
     assert (guard.name, guard.threshold) == ("ships", 0.25)
     items = [Judgement("a", Conversation.of("two ships"), "prompt")]
-    assert score(guard, items)[0].categories == ("Violence",)
+    assert guard.score(items)[0].categories == ("Violence",)
     assert guard_path(str(rules)) == rules and guard_path("rules").is_file()
     before = other_digest("rules", str(rules))
     rules.write_text(RULES.replace("ships", "boats"))
@@ -100,6 +100,6 @@ def test_a_linear_guard(tmp_path):
     fit_items(rows[:24], rows[24:]).save(tmp_path / "linear")
     reference = str(tmp_path / "linear")
     assert kind_of(reference) == "linear" and guard_path(reference) == tmp_path / "linear"
-    found = score(load_guard(reference), [rows[1][0], rows[0][0]])
+    found = load_guard(reference).score([rows[1][0], rows[0][0]])
     assert found[0].unsafe > found[1].unsafe
     assert len(other_digest("linear", reference)) == 64

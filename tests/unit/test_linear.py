@@ -10,7 +10,7 @@ from guardkeel.conversation import Conversation, Example, write_jsonl
 from guardkeel.errors import DataError, ModelError
 from guardkeel.evaluation.suites import load_suite, split_many
 from guardkeel.guards import linear
-from guardkeel.guards.base import Judgement, score
+from guardkeel.guards.base import Judgement
 from guardkeel.guards.linear import LinearGuard, LinearSettings, fit_linear, open_guard
 
 SMALL = LinearSettings(columns=1024, words=(1, 2), characters=(3, 4))
@@ -39,7 +39,7 @@ def fitted():
 
 def test_it_learns_and_says_on_what(fitted):
     test = examples(60, seed=2)
-    found = [v.unsafe >= 0.5 for v in score(fitted, judgements(test))]
+    found = [v.unsafe >= 0.5 for v in fitted.score(judgements(test))]
     assert found == [e.labels["prompt"] == "unsafe" for e in test]
     assert fitted.provenance == {"fit": {"unsafe": 40, "safe": 40}, "calibrate": {"unsafe": 20, "safe": 20}}
     assert (fitted.name, fitted.family, fitted.threshold) == ("small", "linear", 0.5)
@@ -51,7 +51,7 @@ def test_saved_and_loaded_scores_are_the_same_bits(fitted, tmp_path):
     fitted.save(tmp_path / "guard")
     for path in (tmp_path / "guard", tmp_path / "guard" / "linear.json"):
         again = open_guard(path)
-        assert score(again, items) == score(fitted, items)
+        assert again.score(items) == fitted.score(items)
         assert (again.name, again.provenance) == (fitted.name, fitted.provenance)
         assert linear.is_linear(path)
     assert open_guard(tmp_path / "guard", name="x", threshold=0.3).threshold == 0.3
@@ -83,7 +83,7 @@ def test_platt_makes_probabilities_of_margins():
         ]
 
     guard = LinearGuard.fit(examples(80), calibrate=noisy(400, 5), settings=SMALL)
-    found = np.array([v.unsafe for v in score(guard, judgements(examples(100, seed=6)))])
+    found = np.array([v.unsafe for v in guard.score(judgements(examples(100, seed=6)))])
     assert 0.7 < found[found > 0.5].mean() < 0.9 and 0.1 < found[found < 0.5].mean() < 0.3
 
 
@@ -97,16 +97,16 @@ def test_sides_have_a_marker_and_their_own_text():
     guard = LinearGuard.fit(of("prompt", "safe") + of("response", "unsafe"), settings=SMALL)
     talk = Conversation.of("same words here", "same words here")
     items = [Judgement("1", talk, side) for side in ("prompt", "response")]
-    prompt, response = score(guard, items)
+    prompt, response = guard.score(items)
     assert prompt.unsafe < 0.5 < response.unsafe
     forged = Conversation.of("\x00response same words here")  # a message cannot write the marker
-    assert score(guard, [Judgement("1", forged, "prompt")])[0].unsafe < 0.5
+    assert guard.score([Judgement("1", forged, "prompt")])[0].unsafe < 0.5
     assert guard.provenance["calibrate"].startswith("none")
 
 
 def test_texts_that_are_empty_long_or_broken(fitted):
     def one(text):
-        return score(fitted, [Judgement("1", Conversation.of(text), "prompt")])[0]
+        return fitted.score([Judgement("1", Conversation.of(text), "prompt")])[0]
 
     assert one("").unsafe is None and one("  ").unscored == "the text is empty"
     assert one("\ud800 bread").unsafe is not None and one("!?").unsafe is not None
@@ -117,8 +117,8 @@ def test_texts_that_are_empty_long_or_broken(fitted):
     assert [b.number for b in fitted.batches(many)] == [0, 1] and [
         b.number for b in fitted.batches(many, skip=[0])
     ] == [1]
-    alone = [score(fitted, [item])[0] for item in many[:5]]
-    assert alone == score(fitted, many)[:5]  # a batch changes nothing
+    alone = [fitted.score([item])[0] for item in many[:5]]
+    assert alone == fitted.score(many)[:5]  # a batch changes nothing
 
 
 def test_too_few_items_are_refused():
@@ -187,6 +187,6 @@ def test_fit_on_suites(tmp_path):
     told = guard.provenance["suites"]
     assert told["one"]["fit"] == len(split[0].items("fit")) and told["two"]["digest"] == split[1].digest
     items = [i for s in split for i in s.items("test")]
-    found = score(open_guard(tmp_path / "guard"), [i.judgement for i in items])
+    found = open_guard(tmp_path / "guard").score([i.judgement for i in items])
     right = [(v.unsafe >= 0.5) == (i.label == "unsafe") for v, i in zip(found, items, strict=True)]
     assert np.mean(right) > 0.95

@@ -5,7 +5,7 @@ import pytest
 from guardkeel.conversation import Conversation, ToolCall, Turn
 from guardkeel.errors import ConfigError
 from guardkeel.guards import rules
-from guardkeel.guards.base import Judgement, Verdict, score
+from guardkeel.guards.base import Judgement, Verdict
 from guardkeel.taxonomy import AEGIS2
 
 LIST = r"""
@@ -23,7 +23,7 @@ patterns = ['\bkey ?log(?:ger|ging)\b']
 
 
 def judged(guard, text, side="prompt", **options):
-    return score(guard, [Judgement("1", Conversation.of(text), side)], **options)[0]
+    return guard.score([Judgement("1", Conversation.of(text), side)], **options)[0]
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def test_sides_and_batches(written):
         Judgement("r", talk, "response"),
         Judgement("t", talk, "trajectory"),
     ]
-    assert [v.unsafe for v in score(guard, items)] == [0.0, 0.8, pytest.approx(0.9)]
-    assert score(guard, items[1:2])[0].categories == ("Malware",)
-    assert score(guard, items[1:2], categories=False)[0].categories == ()
+    assert [v.unsafe for v in guard.score(items)] == [0.0, 0.8, pytest.approx(0.9)]
+    assert guard.score(items[1:2])[0].categories == ("Malware",)
+    assert guard.score(items[1:2], categories=False)[0].categories == ()
     assert judged(guard, "smash it").categories == ()  # below the threshold
     many = [Judgement(str(i), Conversation.of("smash" if i % 2 else "bread"), "prompt") for i in range(600)]
     batches = list(guard.batches(many))

@@ -169,7 +169,7 @@ class Batch:
 
 
 class Guard(Protocol):
-    """A guard that can be asked: a loaded model, a server, a rule list."""
+    """A guard that can be asked: a loaded model, a server, a rule list. Guards inherit `score`."""
 
     name: str
     family: str
@@ -198,16 +198,11 @@ class Guard(Protocol):
         ...
 
     def score(self, items: Sequence[Judgement], **options: Any) -> list[Verdict]:
-        """One verdict for each item, in order."""
-        ...
-
-
-def score(guard: Guard, items: Sequence[Judgement], **options: Any) -> list[Verdict]:
-    """One verdict for each item, in order."""
-    verdicts: dict[int, Verdict] = {}
-    for batch in guard.batches(items, **options):
-        verdicts.update(zip(batch.indices, batch.verdicts, strict=True))
-    return [verdicts[i] for i in range(len(items))]
+        """One verdict for each item, in order; `options` are those of `batches`."""
+        verdicts: dict[int, Verdict] = {}
+        for batch in self.batches(items, **options):
+            verdicts.update(zip(batch.indices, batch.verdicts, strict=True))
+        return [verdicts[i] for i in range(len(items))]
 
 
 def common(rows: Iterable[list[int]]) -> int:

@@ -35,7 +35,7 @@ from urllib.parse import parse_qsl
 
 from guardkeel.conversation import Conversation, Side
 from guardkeel.errors import ConfigError, OfflineError, RunError, UnsafeFileError
-from guardkeel.guards.base import Batch, Judgement, Verdict, score
+from guardkeel.guards.base import Batch, Guard, Judgement, Verdict
 from guardkeel.guards.judged import judged_text
 from guardkeel.guards.registry import family_named
 from guardkeel.records import value_digest
@@ -169,7 +169,7 @@ def load_bridge(
     return BridgeGuard(rail, wanted, threshold=0.5 if threshold is None else threshold)
 
 
-class BridgeGuard:
+class BridgeGuard(Guard):
     """A guard of any-guardrail. It shows no activations: `layers` gets none."""
 
     family = FAMILY
@@ -197,10 +197,6 @@ class BridgeGuard:
 
             own = model_facts(model)
         return own | _facts(self._wanted)
-
-    def score(self, items: Sequence[Judgement], **options: Any) -> list[Verdict]:
-        """One verdict for each item, in order."""
-        return score(self, items, **options)
 
     def batches(
         self,

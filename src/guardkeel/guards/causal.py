@@ -10,7 +10,7 @@ import numpy as np
 from guardkeel.activations.capture import Capture
 from guardkeel.conversation import Conversation, Side
 from guardkeel.errors import ConfigError
-from guardkeel.guards.base import Batch, Family, Judgement, Verdict, score
+from guardkeel.guards.base import Batch, Family, Guard, Judgement
 from guardkeel.guards.batching import halving, plan
 from guardkeel.guards.encoding import Encoded, Encoder, NotSharedError
 from guardkeel.guards.prefix import reusable
@@ -18,7 +18,7 @@ from guardkeel.guards.reading import Reading
 from guardkeel.models.devices import model_facts
 
 
-class CausalGuard:
+class CausalGuard(Guard):
     """A causal LM with a family's template and grammar.
 
     P(unsafe) = Σ p(unsafe answers) / Σ p(verdicts) at the place of the verdict: see reading.py. Where greedy decoding
@@ -52,10 +52,6 @@ class CausalGuard:
     def facts(self) -> dict[str, Any]:
         """See Guard."""
         return model_facts(self.model) | {"max_tokens": self.max_tokens, "token_budget": self.token_budget}
-
-    def score(self, items: Sequence[Judgement], **options: Any) -> list[Verdict]:
-        """One verdict for each item, in order."""
-        return score(self, items, **options)
 
     def batches(
         self,

@@ -11,7 +11,7 @@ import torch
 
 from guardkeel.activations.capture import Capture
 from guardkeel.errors import ConfigError, ModelError
-from guardkeel.guards.base import Batch, Judgement, Verdict, score
+from guardkeel.guards.base import Batch, Guard, Judgement, Verdict
 from guardkeel.guards.batching import halving, plan
 from guardkeel.guards.disarm import Disarmer
 from guardkeel.guards.judged import judged_pair
@@ -24,7 +24,7 @@ __all__ = ["SAFE_NAMES", "UNSAFE_NAMES", "ClassifierGuard", "unsafe_labels"]
 _Ids = list[tuple[int, int]]  # token and segment ids of one input
 
 
-class ClassifierGuard:
+class ClassifierGuard(Guard):
     """A sequence classifier. One softmax over labels, or a sigmoid each where the model is multi-label.
 
     A prompt is its last user turn's text, a response the pair (user turn before it, last assistant turn), a
@@ -75,10 +75,6 @@ class ClassifierGuard:
     def facts(self) -> dict[str, Any]:
         """See Guard."""
         return model_facts(self.model) | {"max_tokens": self.max_tokens, "token_budget": self.token_budget}
-
-    def score(self, items: Sequence[Judgement], **options: Any) -> list[Verdict]:
-        """One verdict for each item, in order."""
-        return score(self, items, **options)
 
     def batches(
         self,

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from guardkeel.conversation import SIDES, Conversation, Example, Label, Side
 from guardkeel.errors import DataError, ModelError
-from guardkeel.guards.base import Batch, Judgement, Verdict, score
+from guardkeel.guards.base import Batch, Guard, Judgement, Verdict
 from guardkeel.guards.judged import judged_text
 from guardkeel.records import atomic_writer, write_json
 
@@ -102,7 +102,7 @@ class SplitSuite(Protocol):
 
 
 @dataclass
-class LinearGuard:
+class LinearGuard(Guard):
     """A fitted linear guard."""
 
     fitted: Fitted
@@ -134,10 +134,6 @@ class LinearGuard:
     ) -> LinearGuard:
         """Fit on labelled conversations, each labelled side an item; see `fit_items`."""
         return fit_items(_sides(examples), _sides(calibrate), settings=settings, name=name)
-
-    def score(self, items: Sequence[Judgement], **options: Any) -> list[Verdict]:
-        """One verdict for each item, in order."""
-        return score(self, items, **options)
 
     def batches(
         self,

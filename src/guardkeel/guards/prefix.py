@@ -66,7 +66,7 @@ def forward(
 ) -> Any:
     """Run left-padded rows after the shared prefix (or alone). Logits are of the last `keep` positions.
 
-    Gradients flow into the prefix, whose keys and values are copied for each row. `Continued` copies nothing.
+    Gradients flow into the prefix, whose keys and values are copied for each row. `Decoding` copies nothing on a CPU.
     """
     from transformers import DynamicCache
 

@@ -32,7 +32,7 @@ def supported(model: Any) -> bool:
     return (
         not torch.is_grad_enabled()
         and model.device.type == "cpu"
-        and getattr(text, "_attn_implementation", "") in ("sdpa", _NAME)
+        and getattr(text, "_attn_implementation", "") == "sdpa"
         and getattr(text, "attn_logit_softcapping", None) is None
     )
 

@@ -39,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guardkeel.conversation import normalised
 from guardkeel.errors import ConfigError
-from guardkeel.guards.base import Batch, Judgement, Verdict, score
+from guardkeel.guards.base import Batch, Guard, Judgement, Verdict
 from guardkeel.guards.judged import judged_text
 from guardkeel.records import value_digest
 from guardkeel.taxonomy import home
@@ -90,7 +90,7 @@ class _Compiled:
         )
 
 
-class RuleGuard:
+class RuleGuard(Guard):
     """A guard that knows words, and nothing else."""
 
     family = FAMILY
@@ -107,10 +107,6 @@ class RuleGuard:
         """See Guard. A rule list is its own weights, so its digest is here."""
         said = self.rules.model_dump(mode="json", exclude={"name", "threshold"})
         return {"parameters": 0, "dtype": "", "device": "cpu", "rules": value_digest(said)}
-
-    def score(self, items: Sequence[Judgement], **options: Any) -> list[Verdict]:
-        """One verdict for each item, in order."""
-        return score(self, items, **options)
 
     def batches(
         self,

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from guardkeel.errors import ConfigError, OfflineError
-from guardkeel.guards.base import Batch, Family, Judgement, Verdict, score
+from guardkeel.guards.base import Batch, Family, Guard, Judgement, Verdict
 from guardkeel.guards.guard_policy import GuardPolicy, read_policy
 from guardkeel.guards.registry import family_named
 from guardkeel.guards.remote.api import Api, Asked
@@ -43,7 +43,7 @@ _POLITENESS = {
 }
 
 
-class RemoteGuard:
+class RemoteGuard(Guard):
     """A guard that a server runs. It shows no activations: `layers` gets none.
 
     What fails for one item, after all tries, is unscored with its reason: no answer in time, an HTTP error, an answer
@@ -71,10 +71,6 @@ class RemoteGuard:
     def facts(self) -> dict[str, Any]:
         """See Guard: what is asked, and where."""
         return {"parameters": 0, "dtype": "", "device": ""} | self._facts
-
-    def score(self, items: Sequence[Judgement], **options: Any) -> list[Verdict]:
-        """One verdict for each item, in order."""
-        return score(self, items, **options)
 
     def batches(
         self,
