@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from guardkeel.conversation import Side
 from guardkeel.evaluation.items import ItemMeta
 from guardkeel.records import write_json
 from guardkeel.results import AuditResults
@@ -58,6 +60,7 @@ def write_cell(
     steps: int = 50,
     learning_rate: float = 2e-4,
     method: str = "",
+    sides: Mapping[str, Side] = MappingProxyType({}),
 ) -> Path:
     """One finished (or, with `error`, failed) cell; `moved` is how far its geometry went, 0 to 1."""
     folder = out / "cells" / cell_name(scenario, arm, variant, seed)
@@ -86,7 +89,7 @@ def write_cell(
         error=error,
     )
     if not error:
-        metas, rows = _items(items)
+        metas, rows = _items(items, sides)
         test = [i for i, item in enumerate(items) if item[2] == "test"]
         results = AuditResults(
             suites=[
@@ -151,15 +154,16 @@ def write_bench(
     return out
 
 
-def _items(items: Sequence[Item]) -> tuple[list[ItemMeta], list[dict[str, Any]]]:
+def _items(items: Sequence[Item], sides: Mapping[str, Side]) -> tuple[list[ItemMeta], list[dict[str, Any]]]:
     metas, rows = [], []
     for i, (suite, label, split) in enumerate(items):
-        meta = ItemMeta(id=f"{suite}/{i}#prompt", suite=suite, side="prompt", label=label, length=9)  # type: ignore[arg-type]
+        side = sides.get(suite, "prompt")
+        meta = ItemMeta(id=f"{suite}/{i}#{side}", suite=suite, side=side, label=label, length=9)  # type: ignore[arg-type]
         row = {
             "id": meta.id,
             "suite": suite,
             "split": split,
-            "side": "prompt",
+            "side": side,
             "label": label,
             "categories": [],
         }

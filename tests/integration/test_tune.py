@@ -166,6 +166,29 @@ def test_the_threshold_moves_to_where_false_alarms_are_the_references(first, tun
     assert a == b  # looking changes nothing
 
 
+def test_each_side_has_false_alarms_as_before(tuned, harbour, place, tmp_path):
+    rows = examples(1100, 35, labels=("safe", "safe", "unsafe"))
+    replies = [replace(e, labels={"response": e.labels["response"]}) for e in rows if "response" in e.labels]
+    asked = [e for e in rows[:200] if "response" not in e.labels]
+    write_jsonl(tmp_path / "sides.jsonl", [*replies, *asked])
+    options = {"monitor": [str(tmp_path / "sides.jsonl")], "monitor_items": 600}
+    results = tuned(tmp_path / "run", **options)
+    [before, *_, after] = read_points(tmp_path / "run")
+    assert set(after.sides) == {"prompt", "response"} and before.sides != after.sides
+    config = TuneConfig.model_validate(read_record(tmp_path / "run").config)
+    safe = [i.judgement for i in gather(config, lambda *told: None).monitor if i.label == "safe"]
+    guard = load_guard(str(harbour.guard), dtype="float32", device="cpu")
+    alarms = [p >= 0.5 for p in scores(guard, safe)]
+    with with_adapter(guard, tmp_path / "run" / "tuned") as changed:
+        assert changed.offsets == results.offsets != {} and changed.threshold == results.threshold
+        now = [p >= changed.threshold for p in scores(changed, safe)]
+    assert guard.offsets == {}
+    for side in ("prompt", "response"):
+        of = [i for i, j in enumerate(safe) if j.side == side]
+        assert len(of) >= 20
+        assert sum(now[i] for i in of) <= sum(alarms[i] for i in of)
+
+
 def test_the_tuned_guard_is_a_guard(first, harbour, place, tmp_path, monkeypatch):
     folder, results = first
     judged = judgements(place)

@@ -405,3 +405,19 @@ def test_weighted_auroc_is_that_of_repeated_items() -> None:
         m = unsafe[again].sum()
         u = ranks[unsafe[again]].sum() - m * (m + 1) / 2
         assert found == pytest.approx(u / (m * (~unsafe[again]).sum()))
+
+
+def test_a_threshold_for_each_side(tmp_path: Path) -> None:
+    """Scores of trajectories were halved, and misses of prompts moved to 0.3: as one side, then as two."""
+    items = items_of({"a": (10, 20), "b": (10, 20)}, calibrate=20)
+    before = [0.9 if x[1] == "unsafe" else 0.1 + 0.005 * i for i, x in enumerate(items)]
+    after = [p / 20 if x[0] == "b" else p for p, x in zip(before, items, strict=True)]
+    recalls = []
+    for sides in ({}, {"b": "trajectory"}):
+        out = tmp_path / str(len(sides))
+        write_cell(out, "agents", "plain", items=items, before=before, after=after, sides=sides)
+        recalls.append(
+            [s.recalibrated.value for s in row(summarise(out, draws=50), "plain", "agents").suites]
+        )
+    assert recalls[0][2] < 1.0
+    assert recalls[1] == [1.0, 1.0, 1.0]

@@ -2,13 +2,14 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardkeel.conversation import Conversation, Example, write_jsonl
-from guardkeel.errors import DataError
+from guardkeel.conversation import Conversation, Example, ToolCall, Turn, write_jsonl
+from guardkeel.errors import ConfigError, DataError
 from guardkeel.evaluation.suites.splits import comparable
 from guardkeel.guards.base import Judgement
 from guardkeel.tuning.config import read_config
@@ -262,3 +263,34 @@ def test_nothing_left_to_learn(files):
     files(task=[e for e in rows if e.id in watched])
     with pytest.raises(DataError, match="none is left to learn"):
         gathered(paths["task"], monitor=[paths["watch"]])
+
+
+def test_auto_adds_trajectories_where_such_are_learned(files):
+    rows = examples(24, 5)
+    agents = [Example(f"t{e.id}", e.conversation, {"trajectory": "safe"}) for e in rows[12:]]
+    paths = files(prompts=rows[:12], agents=agents, mine=examples(6, 6))
+    without = gathered(paths["prompts"], ["auto", paths["mine"]], ["auto"]).digests
+    assert {"guard data keel-anchor", f"guard data {paths['mine']}", "monitor advbench"} < set(without)
+    found = gathered(paths["agents"], ["auto", paths["mine"]], ["auto"])
+    more = {"guard data keel-anchor-agents", "monitor keel-anchor-agents"}
+    assert set(found.digests) - set(without) == more | {f"data {paths['agents']}"}
+    assert "trajectory" in {t.judgement.side for t in found.guard} & {i.side for i in found.monitor}
+
+
+def test_guard_data_that_do_not_fit_are_left_out(files, tiny_loaded):
+    long = Example(
+        "long",
+        Conversation((Turn("user", "a"), Turn("assistant", "", calls(4000)))),
+        {"trajectory": "unsafe"},
+    )
+    paths = files(task=examples(12, 12), guard=[*examples(8, 13), long])
+    found = gathered(paths["task"], [paths["guard"]], guard_items=50)
+    assert len(found.guard) == 10  # eight messages, a reply to one of them, and the long one
+    teacher = bench(tiny_loaded("llama")).teacher
+    assert len(encoded(found, teacher, 512)[2]) == 9
+    with pytest.raises(ConfigError, match="none of 1 guard conversations fits: guard/long"):
+        encoded(replace(found, guard=[t for t in found.guard if "long" in t.judgement.id]), teacher, 512)
+
+
+def calls(length):
+    return (ToolCall("search", json.dumps({"q": "x " * length})),)

@@ -179,3 +179,22 @@ def test_points_are_read_back(tmp_path):
     (tmp_path / POINTS).write_text(row + '{"step": -1}\n')
     with pytest.raises(DataError, match=r"monitor\.jsonl, line 2: step"):
         read_points(tmp_path)
+
+
+def test_sides_slide_apart():
+    """Trajectories fell to a hundredth, prompts stayed: one threshold loses one of them, two lose none."""
+    labels = ["unsafe"] * 20 + ["safe"] * 20
+    items = [
+        ItemMeta(f"a/{side}{i}#{side}", "a", side, label)
+        for side in ("prompt", "trajectory")
+        for i, label in enumerate(labels)
+    ]
+    scores = np.concatenate([np.linspace(0.6, 0.95, 20), np.linspace(0.05, 0.55, 20)])
+    before, after = np.tile(scores, 2), np.concatenate([scores, scores / 100])
+    found = Watched(items, 0.5).point(1, Look(before), Look(after))
+    assert set(found.sides) == {"prompt", "trajectory"}
+    assert found.sides["trajectory"] == pytest.approx(found.sides["prompt"] / 100)
+    assert (found.recall.value, found.recall_recalibrated.value, found.fall) == (0.5, 1, 0)
+    flat = [ItemMeta(i.id, "a", "prompt", i.label) for i in items]  # the same as one side
+    one = Watched(flat, 0.5).point(1, Look(before), Look(after))
+    assert one.sides == {} and one.fall == 0.5

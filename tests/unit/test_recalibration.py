@@ -4,7 +4,13 @@ import pytest
 from guardkeel.evaluation.intervals import wilson
 from guardkeel.evaluation.items import ItemMeta, Pair
 from guardkeel.evaluation.paired import tango_interval
-from guardkeel.evaluation.recalibration import matched_threshold, of_suite, recalibrate, threshold_ladder
+from guardkeel.evaluation.recalibration import (
+    matched_by_side,
+    matched_threshold,
+    of_suite,
+    recalibrate,
+    threshold_ladder,
+)
 
 
 def pair(unsafe, reference, candidate, suite="s", split="t"):
@@ -142,3 +148,16 @@ def test_of_suite_takes_its_rows():
     assert (list(part.reference), list(part.candidate)) == ([0.2], [0.4])
     assert len(of_suite(both, "*").items) == 2
     assert len(of_suite(both, "c").items) == 0
+
+
+def test_a_side_with_enough_items_has_a_threshold_of_its_own():
+    before = np.concatenate([np.linspace(0.1, 0.9, 30), np.linspace(0.1, 0.9, 20), [0.9] * 19])
+    sides = ["prompt"] * 30 + ["trajectory"] * 20 + ["response"] * 19
+    after = before.copy()
+    after[30:50] /= 100  # trajectories slid
+    common, own = matched_by_side(sides, before >= 0.6, after)
+    assert set(own) == {"prompt", "trajectory"}  # 19 are too few
+    assert own["prompt"] == matched_threshold(before[:30] >= 0.6, after[:30])
+    assert own["trajectory"] == matched_threshold(before[30:50] >= 0.6, after[30:50]) < 0.01
+    assert common == matched_threshold(before >= 0.6, after)
+    assert matched_by_side(["prompt"] * 69, before >= 0.6, after) == (common, {})

@@ -297,6 +297,8 @@ def report(results: TuneResults, config: TuneConfig, folder: Path) -> None:
         if moved
         else f"threshold  {results.threshold:.3f}, as before"
     )
+    for side, offset in results.offsets.items():
+        say(f"           {offset:+.2f} log-odds for each {side}: its scores slid otherwise than the rest")
     if results.stopped:
         say(f"[bold yellow]stopped[/bold yellow]    {literal(results.stopped)}")
     for note in results.notes:
@@ -327,7 +329,7 @@ def _learned(before: Learned, after: Learned, shipped: Learned | None) -> str:
         f"on {after.n} rows kept aside"
     )
     if shipped is not None and shipped.accuracy != after.accuracy:
-        said += f" ({shipped.accuracy:.3f} at the threshold before)"
+        said += f" ({shipped.accuracy:.3f} at the operating point before)"
     return said
 
 

@@ -7,13 +7,19 @@ wins back was operating point; what it cannot was ranking.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from guardkeel.conversation import Side
 from guardkeel.evaluation.intervals import CONFIDENCE, bootstrap, percentile, proportion, undefined, wilson
 from guardkeel.evaluation.items import POOLED, Bools, Floats, Pair, as_scores, group_codes, unsafe_labels
 from guardkeel.evaluation.paired import tango_interval
 from guardkeel.records import Estimate
 from guardkeel.results import Recalibration
+
+LEAST_OF_SIDE = 20
+"""Safe items from which on a side has a threshold of its own: fewer say little about an FPR of a few per cent."""
 
 
 def threshold_ladder(safe_scores: Floats) -> Floats:
@@ -37,6 +43,29 @@ def matched_threshold(reference_flagged: Bools, candidate_safe: Floats) -> float
     flagged = np.cumsum(counts[::-1])
     allowed = int(np.count_nonzero(flagged <= reference_flagged.sum()))
     return float(threshold_ladder(values)[allowed])
+
+
+def matched_by_side(
+    sides: Sequence[Side], reference_flagged: Bools, candidate_safe: Floats
+) -> tuple[float, dict[Side, float]]:
+    """matched_threshold of all safe items together, and of each side that has a threshold of its own.
+
+    A side has one where there are at least LEAST_OF_SIDE safe items of it and items of another side beside them; all
+    else stands at the common one. Arrays and `sides` have shape (safe items,), at least one.
+    """
+    own = {
+        side: matched_threshold(reference_flagged[of], candidate_safe[of])
+        for side, of in own_sides(sides).items()
+    }
+    return matched_threshold(reference_flagged, candidate_safe), own
+
+
+def own_sides(sides: Sequence[Side]) -> dict[Side, Bools]:
+    """The sides of safe items that can have a threshold of their own, and which items are of them, (safe items,)."""
+    if len(set(sides)) < 2:
+        return {}
+    found = {side: np.array([s == side for s in sides], dtype=np.bool_) for side in sorted(set(sides))}
+    return {side: of for side, of in found.items() if of.sum() >= LEAST_OF_SIDE}
 
 
 def recalibrate(

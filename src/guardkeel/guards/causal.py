@@ -13,6 +13,7 @@ from guardkeel.errors import ConfigError
 from guardkeel.guards.base import Batch, Family, Guard, Judgement
 from guardkeel.guards.batching import halving, plan
 from guardkeel.guards.encoding import Encoded, Encoder, NotSharedError
+from guardkeel.guards.offsets import NO_OFFSETS, Offsets
 from guardkeel.guards.prefix import reusable
 from guardkeel.guards.reading import Reading
 from guardkeel.models.devices import model_facts
@@ -22,7 +23,7 @@ class CausalGuard(Guard):
     """A causal LM with a family's template and grammar.
 
     P(unsafe) = Σ p(unsafe answers) / Σ p(verdicts) at the place of the verdict: see reading.py. Where greedy decoding
-    would leave the grammar before or at that place, the item is unscored.
+    would leave the grammar before or at that place, the item is unscored. `offsets`: see offsets.py.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class CausalGuard(Guard):
         max_tokens: int = 2048,
         token_budget: int | None = None,
         share_prefix: bool = True,
+        offsets: Offsets = NO_OFFSETS,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -43,6 +45,7 @@ class CausalGuard(Guard):
         self.name = name
         self.family = family.name
         self.threshold = threshold
+        self.offsets = offsets
         longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", max_tokens)
         self.max_tokens = min(max_tokens, longest)
         self.token_budget = token_budget or (2048 if model.device.type == "cpu" else 65536)
@@ -51,7 +54,8 @@ class CausalGuard(Guard):
     @property
     def facts(self) -> dict[str, Any]:
         """See Guard."""
-        return model_facts(self.model) | {"max_tokens": self.max_tokens, "token_budget": self.token_budget}
+        said = {"max_tokens": self.max_tokens, "token_budget": self.token_budget}
+        return model_facts(self.model) | said | ({"offsets": dict(self.offsets)} if self.offsets else {})
 
     def batches(
         self,

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 
 from guardkeel.activations.capture import Capture
+from guardkeel.conversation import Side
 from guardkeel.errors import ConfigError, ModelError
 from guardkeel.guards.base import Batch, Guard, Judgement, Verdict
 from guardkeel.guards.batching import halving, plan
 from guardkeel.guards.disarm import Disarmer
 from guardkeel.guards.judged import judged_pair
 from guardkeel.guards.labels import SAFE_NAMES, UNSAFE_NAMES, unsafe_labels
+from guardkeel.guards.offsets import NO_OFFSETS, Offsets, shifted
 from guardkeel.guards.shorten import Shortener
 from guardkeel.models.devices import model_facts
 
@@ -43,11 +45,13 @@ class ClassifierGuard(Guard):
         max_tokens: int = 512,
         token_budget: int | None = None,
         unsafe: Sequence[str] | None = None,
+        offsets: Offsets = NO_OFFSETS,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
         self.threshold = threshold
+        self.offsets = offsets
         limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
         self.max_tokens = min([max_tokens, *(n for n in limits if n and n > 0)])
         self.token_budget = token_budget or (4096 if model.device.type == "cpu" else 65536)
@@ -74,7 +78,8 @@ class ClassifierGuard(Guard):
     @property
     def facts(self) -> dict[str, Any]:
         """See Guard."""
-        return model_facts(self.model) | {"max_tokens": self.max_tokens, "token_budget": self.token_budget}
+        said = {"max_tokens": self.max_tokens, "token_budget": self.token_budget}
+        return model_facts(self.model) | said | ({"offsets": dict(self.offsets)} if self.offsets else {})
 
     def batches(
         self,
@@ -95,7 +100,8 @@ class ClassifierGuard(Guard):
             def run(rows: list[int]) -> list[tuple[Verdict, Any]]:
                 good = {i: e for i in rows if not isinstance(e := encoded[i], str)}
                 with torch.inference_mode():
-                    done = self._run(list(good.values()), capture, categories) if good else []
+                    sides = [items[i].side for i in good]
+                    done = self._run(list(good.values()), sides, capture, categories) if good else []
                 judged = dict(zip(good, done, strict=True))
                 return [judged.get(i) or (Verdict(None, unscored=str(encoded[i])), nothing) for i in rows]
 
@@ -106,7 +112,7 @@ class ClassifierGuard(Guard):
                     yield Batch(number, indices, [v for v, _ in rows], hidden)
 
     def _run(
-        self, rows: list[tuple[_Ids, int]], capture: Capture, categories: bool
+        self, rows: list[tuple[_Ids, int]], sides: list[Side], capture: Capture, categories: bool
     ) -> list[tuple[Verdict, Any]]:
         width, device = max(len(ids) for ids, _ in rows), self.model.device
         ids = torch.full((len(rows), width), self.pad_id)
@@ -123,11 +129,14 @@ class ClassifierGuard(Guard):
         )
         hidden = capture.take(positions) if capture.layers else None
         return [
-            (self._verdict(logits[i], dropped, categories), hidden[:, i] if hidden is not None else None)
-            for i, (_, dropped) in enumerate(rows)
+            (
+                self._verdict(logits[i], side, dropped, categories),
+                hidden[:, i] if hidden is not None else None,
+            )
+            for i, ((_, dropped), side) in enumerate(zip(rows, sides, strict=True))
         ]
 
-    def _verdict(self, logits: torch.Tensor, dropped: int, categories: bool) -> Verdict:
+    def _verdict(self, logits: torch.Tensor, side: Side, dropped: int, categories: bool) -> Verdict:
         if not torch.isfinite(logits).all():
             return Verdict(None, unscored="logits are not finite", dropped=dropped)
         if self.multi_label:
@@ -136,6 +145,7 @@ class ClassifierGuard(Guard):
         else:
             chances = logits.softmax(-1)
             chance = min(1.0, float(chances[self.unsafe].sum()))
+        chance = shifted(chance, self.offsets.get(side, 0.0))
         names: tuple[str, ...] = ()
         if categories and chance >= self.threshold and len(self.unsafe) > 1:
             names = (self.labels[max(self.unsafe, key=lambda i: float(chances[i]))],)

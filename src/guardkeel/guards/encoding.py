@@ -41,6 +41,7 @@ class Encoded:
     ids: list[int]
     dropped: int
     opened: int = 0
+    side: Side = "prompt"
 
 
 class Encoder:
@@ -130,7 +131,7 @@ class Encoder:
 
         contents = [t.content for t in conversation.turns]
         row, dropped = self._shortener.fit(contents, ids, self.max_tokens - len(self.prefix_ids), shown)
-        return Encoded(row, dropped, opened)
+        return Encoded(row, dropped, opened, item.side)
 
     def _opened(self, text: str, form: Form, item: Judgement) -> tuple[list[int], int]:
         """Ids of an item with the opening of its first blank, and how many of them are the opening's.

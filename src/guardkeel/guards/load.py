@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from guardkeel.conversation import Side
 from guardkeel.errors import ConfigError, ModelError
 from guardkeel.guards.base import Family, Guard
 from guardkeel.guards.causal import CausalGuard
@@ -37,6 +38,9 @@ class GuardSettings(BaseModel):
     family: str | None = Field(default=None, description="guard family")
     threshold: float | None = Field(
         default=None, ge=0, le=1, description="P(unsafe) from which a verdict is unsafe"
+    )
+    offsets: dict[Side, float] | None = Field(
+        default=None, description="log-odds added to P(unsafe), by side; see offsets.py"
     )
     name: str | None = None
     unsafe_labels: list[str] | None = Field(
@@ -164,7 +168,12 @@ def load_checkpoint(
     tokenizer = load_tokenizer(below, trust_remote_code=trust_remote_code)
     at = threshold if threshold is not None else (said.threshold if said.threshold is not None else 0.5)
     name = said.name or _short(reference)
-    options: dict[str, Any] = {"name": name, "threshold": at, "token_budget": token_budget}
+    options: dict[str, Any] = {
+        "name": name,
+        "threshold": at,
+        "token_budget": token_budget,
+        "offsets": said.offsets or {},
+    }
     if max_tokens is not None:
         options["max_tokens"] = max_tokens
     if grammar is None:
@@ -218,7 +227,7 @@ def with_adapter(guard: AnyGuard, folder: str | Path, *, name: str = "") -> Iter
             f"{folder}: made for family {said.family!r}, the guard is of family {guard.family!r}",
             remedy="put it on the guard it was made from",
         )
-    before, label, threshold = guard.model, guard.name, guard.threshold
+    before, label, threshold, offsets = guard.model, guard.name, guard.threshold, guard.offsets
     grammar = guard.grammar if isinstance(guard, CausalGuard) else None
     under = _under(family_named(guard.family), said.policy) if grammar and said.policy else grammar
     trainable = [p for p in before.parameters() if p.requires_grad]
@@ -228,11 +237,12 @@ def with_adapter(guard: AnyGuard, folder: str | Path, *, name: str = "") -> Iter
         guard.model.eval()
         guard.name = name or said.name or folder.name
         guard.threshold = said.threshold if said.threshold is not None else threshold
+        guard.offsets = said.offsets if said.offsets is not None else offsets
         if isinstance(guard, CausalGuard) and under is not None:
             guard.grammar = under
         yield guard
     finally:
-        guard.model, guard.name, guard.threshold = before, label, threshold
+        guard.model, guard.name, guard.threshold, guard.offsets = before, label, threshold, offsets
         if isinstance(guard, CausalGuard) and grammar is not None:
             guard.grammar = grammar
         _take_off(before, active)

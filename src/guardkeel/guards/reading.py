@@ -22,6 +22,7 @@ from guardkeel.guards.batching import MEMORY_REMEDY
 from guardkeel.guards.categories import CategoryReader
 from guardkeel.guards.decoding import Decoding
 from guardkeel.guards.encoding import Encoded, Encoder
+from guardkeel.guards.offsets import shifted
 from guardkeel.guards.prefix import KeyValues, encode_prefix
 from guardkeel.models.devices import is_out_of_memory
 
@@ -146,7 +147,10 @@ class Reading:
         chosen: list[Encoded],
     ) -> list[Verdict]:
         steps = [self.form.step(before) for before in filled]
-        chances, greedy = self._chances(logits, steps), logits.argmax(-1).tolist()
+        offsets = [self.guard.offsets.get(e.side, 0.0) for e in chosen]
+        raw = self._chances(logits, steps)
+        chances = [shifted(min(1.0, p), offset) for p, offset in zip(raw, offsets, strict=True)]
+        greedy = logits.argmax(-1).tolist()
         finite = torch.isfinite(logits).all(-1).tolist()
         for i, step in enumerate(steps):
             if not finite[i]:
@@ -163,7 +167,7 @@ class Reading:
         return [
             Verdict(None, unscored=reason, dropped=e.dropped)
             if reason
-            else Verdict(min(1.0, chances[i]), categories=names.get(i, ()), dropped=e.dropped)
+            else Verdict(chances[i], categories=names.get(i, ()), dropped=e.dropped)
             for i, (reason, e) in enumerate(zip(reasons, chosen, strict=True))
         ]
 

@@ -41,7 +41,9 @@ class TuneConfig(BaseModel):
         default_factory=dict, description="settings of each part of the method, by its name"
     )
     guard_data: list[str] = Field(
-        default=["keel-anchor"], description="labelled guard conversations on which the method keeps watch"
+        default=["auto"],
+        description="labelled guard conversations on which the method keeps watch; auto: keel-anchor, and "
+        "keel-anchor-agents where trajectories are learned",
     )
     guard_items: int = Field(
         default=200, ge=2, description="use at most this many of them, labels in balance"
@@ -53,7 +55,7 @@ class TuneConfig(BaseModel):
     )
     recalibrate: bool = Field(
         default=True,
-        description="move the threshold, on the monitor's items, to where false alarms are the reference's",
+        description="move the threshold, for each side, to where the monitor's false alarms are the reference's",
     )
     adapter: Literal["lora", "dora", "full"] = Field(default="lora", description="which weights are trained")
     rank: int = Field(default=8, ge=1, description="rank of LoRA and DoRA")
@@ -76,8 +78,9 @@ class TuneConfig(BaseModel):
     checkpointing: bool = Field(default=False, description="recompute activations, to save memory")
     every: int = Field(default=10, ge=1, description="steps between two looks at the guard's safety")
     monitor: list[str] = Field(
-        default=["keel-anchor", "advbench", "do-not-answer", "keel-domain", "keel-contrast"],
-        description="suites whose `calibrate` split is looked at; empty: none",
+        default=["auto"],
+        description="suites whose `calibrate` split is looked at; empty: none; auto: keel-anchor, advbench, "
+        "do-not-answer, keel-domain, keel-contrast, and keel-anchor-agents where trajectories are learned",
     )
     monitor_items: int = Field(default=60, ge=1, description="most items of each of them")
     margin: float = Field(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from guardkeel.conversation import Example
-from guardkeel.errors import DataError
+from guardkeel.errors import ConfigError, DataError
 from guardkeel.evaluation.suites import Suite, SuiteItem, load_suite, split_many
 from guardkeel.evaluation.suites.near_duplicates import UnionFind
 from guardkeel.evaluation.suites.splits import comparable
@@ -21,9 +21,15 @@ from guardkeel.evaluation.suites.suite import judged_texts
 from guardkeel.records import value_digest
 from guardkeel.tuning.config import TuneConfig
 from guardkeel.tuning.data import TuningData, data_file, read_file, suite_data
-from guardkeel.tuning.learner import ClassifierLearner, Learner
+from guardkeel.tuning.learner import CausalLearner, ClassifierLearner, Learner
 from guardkeel.tuning.lessons import Lesson, classifier_lessons, guard_lessons, instruction_lessons
 from guardkeel.tuning.targets import Instruction, Target
+
+AUTO = "auto"
+GUARD_DATA = ("keel-anchor",)
+MONITOR = ("keel-anchor", "advbench", "do-not-answer", "keel-domain", "keel-contrast")
+AGENTS = ("keel-anchor-agents",)
+"""Of trajectories, in both lists where such are learned: their scores slide on their own."""
 
 Watch = Callable[[str, int, int | None], None]
 Task = Target | Instruction
@@ -56,10 +62,15 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Sources:
-    """What was read of a configuration's data, by the names it has there. Suites are yet to be split jointly."""
+    """What was read of a configuration's data, by the names it has there. Suites are yet to be split jointly.
+
+    `guard_data` and `monitor` are the configuration's, with "auto" written out.
+    """
 
     files: dict[str, TuningData]
     suites: dict[str, Suite]
+    guard_data: tuple[str, ...]
+    monitor: tuple[str, ...]
 
 
 def gather(config: TuneConfig, watch: Watch) -> Gathered:
@@ -78,14 +89,37 @@ def read(config: TuneConfig, watch: Watch) -> Sources:
     kind = None if config.kind == "auto" else config.kind
     files: dict[str, TuningData] = {}
     suites: dict[str, Suite] = {}
-    for name in dict.fromkeys([*config.data, *config.guard_data, *config.monitor]):
+
+    def take(name: str) -> None:
         path = data_file(name, offline=config.offline, progress=watch)
         if path is not None and name not in config.monitor:
             mine = kind if name in config.data else "guard"
             files[name] = read_file(path, kind=mine, source=config.source if name in config.data else None)
         else:
             suites[name] = load_suite(name, data=config.data_folder, offline=config.offline, progress=watch)
-    return Sources(files, suites)
+
+    for name in dict.fromkeys(config.data):
+        take(name)
+    agents = AGENTS if _has_trajectories(files, suites) else ()
+    guard_data = _written_out(config.guard_data, (*GUARD_DATA, *agents))
+    monitor = _written_out(config.monitor, (*MONITOR, *agents))
+    for name in dict.fromkeys([*guard_data, *monitor]):
+        if name not in files and name not in suites:
+            take(name)
+    return Sources(files, suites, guard_data, monitor)
+
+
+def _written_out(names: Sequence[str], auto: tuple[str, ...]) -> tuple[str, ...]:
+    found = (mine for name in names for mine in (auto if name == AUTO else (name,)))
+    return tuple(dict.fromkeys(found))
+
+
+def _has_trajectories(files: dict[str, TuningData], suites: dict[str, Suite]) -> bool:
+    learned = (t.judgement.side for data in files.values() for t in data.targets)
+    return "trajectory" in {
+        *learned,
+        *(side for s in suites.values() for e in s.examples for side in e.labels),
+    }
 
 
 def choose(config: TuneConfig, sources: Sources) -> Gathered:
@@ -105,13 +139,13 @@ def choose(config: TuneConfig, sources: Sources) -> Gathered:
     for d in domain:
         listed += [*d.targets, *d.instructions]
     rows = first(listed, config.most)
-    guard = [rows_of(name) for name in config.guard_data]
-    for name, found in zip(config.guard_data, guard, strict=True):
+    guard = [rows_of(name) for name in sources.guard_data]
+    for name, found in zip(sources.guard_data, guard, strict=True):
         if found.kind != "guard":
             raise DataError(f"{name}: guard data need labels, these are instructions", remedy="label them")
     items = [
         item
-        for name in config.monitor
+        for name in sources.monitor
         for item in first(suites[name].items("calibrate"), config.monitor_items)
     ]
     seen = {text for item in items for text in _texts(item)}
@@ -128,12 +162,12 @@ def choose(config: TuneConfig, sources: Sources) -> Gathered:
     own = [t for t in anchors if seen.isdisjoint(_texts(t))]
     if anchors and not own:
         raise DataError(
-            f"{', '.join(config.guard_data)}: every row is in the task's data or looked at by the monitor",
+            f"{', '.join(sources.guard_data)}: every row is in the task's data or looked at by the monitor",
             remedy="give guard data of their own, or other monitor suites",
         )
     digests = {f"data {name}": d.digest for name, d in zip(config.data, domain, strict=True)}
-    digests |= {f"guard data {name}": d.digest for name, d in zip(config.guard_data, guard, strict=True)}
-    digests |= {f"monitor {name}": suites[name].digest for name in config.monitor}
+    digests |= {f"guard data {name}": d.digest for name, d in zip(sources.guard_data, guard, strict=True)}
+    digests |= {f"monitor {name}": suites[name].digest for name in sources.monitor}
     return Gathered(
         task=task,
         aside=aside,
@@ -153,7 +187,11 @@ def balanced(targets: Sequence[Target], most: int) -> list[Target]:
 
 
 def encoded(gathered: Gathered, learner: Learner, max_tokens: int) -> list[list[Lesson]]:
-    """Lessons of the task, of the rows kept aside and of the guard data, for this guard."""
+    """Lessons of the task, of the rows kept aside and of the guard data, for this guard.
+
+    Guard data that this guard cannot be asked, or not within its longest input, are left out; a row of the task like
+    that is an error.
+    """
     guard_rows = [t for t in (*gathered.guard, *gathered.task, *gathered.aside) if isinstance(t, Target)]
     if isinstance(learner, ClassifierLearner):
         for row in (*gathered.task, *gathered.aside):
@@ -169,13 +207,27 @@ def encoded(gathered: Gathered, learner: Learner, max_tokens: int) -> list[list[
     if learner.sharing and guard_rows:
         learner.encoder.share([t.judgement for t in guard_rows])
 
-    def made(rows: Sequence[Task]) -> list[Lesson]:
+    def made(rows: Sequence[Task], strict: bool = True) -> list[Lesson]:
         judged = [row for row in rows if isinstance(row, Target)]
         answered = [row for row in rows if isinstance(row, Instruction)]
-        lessons = guard_lessons(judged, learner.encoder, learner.tokenizer) if judged else []
+        lessons = guard_lessons(judged, learner.encoder, learner.tokenizer, strict) if judged else []
         return lessons + (instruction_lessons(answered, learner.tokenizer, max_tokens) if answered else [])
 
-    return [made(rows) for rows in (gathered.task, gathered.aside, gathered.guard)]
+    anchors = made(gathered.guard, strict=False)
+    if gathered.guard and not anchors:
+        raise ConfigError(
+            f"none of {len(gathered.guard)} guard conversations fits: {_why(gathered.guard[0], learner)}",
+            remedy="raise max_tokens, or give other guard data",
+        )
+    return [made(gathered.task), made(gathered.aside), anchors]
+
+
+def _why(row: Target, learner: CausalLearner) -> str:
+    try:
+        learner.encoder.encode(row.judgement)
+    except ConfigError as e:
+        return f"{row.judgement.id}: {e.problem}"
+    return ""
 
 
 def _id(row: Task | SuiteItem) -> str:

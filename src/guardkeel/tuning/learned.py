@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from guardkeel.guards.offsets import NO_OFFSETS, Offsets, shifted
 from guardkeel.guards.prefix import forward
 from guardkeel.tuning.learner import IGNORED, CausalLearner, Learner
 from guardkeel.tuning.lessons import Lesson
@@ -15,10 +16,16 @@ from guardkeel.tuning.results import Learned
 _ROWS = 8
 
 
-def measure(model: Any, learner: Learner, lessons: Sequence[Lesson], threshold: float) -> Learned | None:
+def measure(
+    model: Any,
+    learner: Learner,
+    lessons: Sequence[Lesson],
+    threshold: float,
+    offsets: Offsets = NO_OFFSETS,
+) -> Learned | None:
     """Mean loss, and accuracy: of verdicts at the threshold where lessons have labels, else of the answers' tokens.
 
-    None where no row was kept aside.
+    `offsets` are those that the guard is given with the threshold. None where no row was kept aside.
     """
     if not lessons:
         return None
@@ -48,7 +55,8 @@ def measure(model: Any, learner: Learner, lessons: Sequence[Lesson], threshold: 
             else:
                 losses += float(learner.row_losses(model, batch, None).sum())
                 verdicts = learner.verdict(learner.logits(model, batch))
-            flagged = (verdicts[:, 1].exp() >= threshold).tolist()
+            chances = zip(verdicts[:, 1].exp().tolist(), part, strict=True)
+            flagged = [shifted(p, offsets.get(lesson.side, 0.0)) >= threshold for p, lesson in chances]
             right += sum(f == (lesson.label == "unsafe") for f, lesson in zip(flagged, part, strict=True))
             counted += len(part)
     model.train(was_training)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from guardkeel.conversation import Conversation, Label, Turn
+from guardkeel.conversation import Conversation, Label, Side, Turn
 from guardkeel.errors import ConfigError, DataError
 from guardkeel.guards.disarm import Disarmer
 from guardkeel.guards.encoding import Encoder, NotSharedError
@@ -39,6 +39,7 @@ class Lesson:
     prompt_ids: list[int]
     answer_ids: list[int] = field(default_factory=list)
     label: Label | None = None
+    side: Side = "prompt"
     weight: float = 1.0
     shared: bool = False
     segments: list[int] = field(default_factory=list)
@@ -55,8 +56,12 @@ class Lesson:
         return replace(self, answer_ids=[])
 
 
-def guard_lessons(items: Sequence[Target], encoder: Encoder, tokenizer: Any) -> list[Lesson]:
+def guard_lessons(
+    items: Sequence[Target], encoder: Encoder, tokenizer: Any, strict: bool = True
+) -> list[Lesson]:
     """The lessons of a causal guard. Prompts begin after the encoder's shared prefix, if it has one.
+
+    Unless it is `strict`, items that do not fit are left out.
 
     Raises:
         ConfigError: an item does not fit, its verdict cannot be taught, or the tokenizer has no end token.
@@ -71,6 +76,8 @@ def guard_lessons(items: Sequence[Target], encoder: Encoder, tokenizer: Any) -> 
         except NotSharedError:
             raise
         except ConfigError as e:
+            if not strict:
+                continue
             raise ConfigError(f"item {t.judgement.id!r}: {e.problem}", remedy=e.remedy) from e
         form = encoder.form(t.judgement.side)
         form.only()
@@ -81,6 +88,7 @@ def guard_lessons(items: Sequence[Target], encoder: Encoder, tokenizer: Any) -> 
                 prompt_ids=encoded.ids,
                 answer_ids=[*said, end],
                 label=t.label,
+                side=t.judgement.side,
                 weight=t.weight,
                 shared=shared,
                 dropped=encoded.dropped,
@@ -99,7 +107,15 @@ def classifier_lessons(items: Sequence[Target], guard: ClassifierGuard) -> list[
         pairs, dropped = encoded
         ids, segments = (list(column) for column in zip(*pairs, strict=True))
         lessons.append(
-            Lesson(t.judgement.id, ids, label=t.label, weight=t.weight, segments=segments, dropped=dropped)
+            Lesson(
+                t.judgement.id,
+                ids,
+                label=t.label,
+                side=t.judgement.side,
+                weight=t.weight,
+                segments=segments,
+                dropped=dropped,
+            )
         )
     return lessons
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from guardkeel.conversation import Side
+
 
 class _Result(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -26,10 +28,13 @@ class TuneResults(_Result):
     before: Learned | None = None
     after: Learned | None = None
     after_shipped: Learned | None = Field(
-        default=None, description="the same at the threshold before, where it was moved"
+        default=None, description="the same at the operating point before, where it was moved"
     )
     threshold: float = Field(description="P(unsafe) from which the tuned guard's verdict is unsafe")
     threshold_before: float
+    offsets: dict[Side, float] = Field(
+        default_factory=dict, description="log-odds that the tuned guard adds to P(unsafe), by side"
+    )
     trained: int = Field(description="trainable parameters")
     step_seconds: float = Field(description="median of an optimiser step")
     peak_memory: int = Field(description="bytes, of the process or of the accelerator")

@@ -22,6 +22,7 @@ from guardkeel.errors import ConfigError, RunError
 from guardkeel.guards.classifier import ClassifierGuard
 from guardkeel.guards.embedded import NAME
 from guardkeel.guards.load import AnyGuard, base_path, guard_path, load_checkpoint
+from guardkeel.guards.offsets import offsets_to
 from guardkeel.models.adapters import is_adapter
 from guardkeel.models.base import base_model_path
 from guardkeel.models.loading import checkpoint_digest, local_checkpoint
@@ -142,7 +143,9 @@ def run(
     )
     if unaligned is not None:
         regulariser.alignment = alignment(path, unaligned, list(trained_modules(model)))  # type: ignore[attr-defined]
-    before = measure(model, teacher, aside, shipped)  # a resumed run takes up its weights later
+    before = measure(
+        model, teacher, aside, shipped, guard.offsets
+    )  # a resumed run takes up its weights later
     steps = config.steps or max(1, round(config.epochs * len(lessons) / (config.batch * config.accumulation)))
     monitor = _monitor(config, folder, guard, gathered, on_point, watch)
     trainer = GuardTrainer(
@@ -178,23 +181,32 @@ def run(
         monitor.trainer = trainer
         trainer.keeper.keep = lambda: monitor.last_good
     stopped, notes = _train(trainer, monitor, folder), list[str]()
+    if len(anchors) < len(gathered.guard):
+        notes.append(
+            f"{len(gathered.guard) - len(anchors)} guard conversations did not fit and were left out"
+        )
     for part in repairs:
         notes.append(f"{part.name}: {json.dumps(part.apply(model))}")
-    threshold = shipped
+    threshold, offsets = shipped, dict(guard.offsets)
     if monitor is not None and config.recalibrate:
         step = trainer.state.global_step
         point = monitor.look(step) if repairs else next(p for p in monitor.points if p.step == step)
-        threshold = point.threshold if point.threshold is not None else shipped
+        if point.threshold is not None:
+            threshold = point.threshold
+            for side, more in offsets_to(threshold, point.sides).items():
+                offsets[side] = offsets.get(side, 0.0) + more
     elif config.recalibrate:
         notes.append("the threshold was not moved: there are no monitor items")
+    moved = (threshold, offsets) != (shipped, guard.offsets)
     results = TuneResults(
         method=config.method,
         steps=trainer.state.global_step,
         stopped=stopped,
         before=before,
-        after=measure(model, teacher, aside, threshold),
-        after_shipped=measure(model, teacher, aside, shipped) if threshold != shipped else None,
+        after=measure(model, teacher, aside, threshold, offsets),
+        after_shipped=measure(model, teacher, aside, shipped, guard.offsets) if moved else None,
         threshold=threshold,
+        offsets=offsets,
         threshold_before=shipped,
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         step_seconds=statistics.median(log.seconds) if log.seconds else 0.0,
@@ -211,6 +223,7 @@ def run(
             "family": guard.family,
             "name": folder.name,
             "threshold": threshold,
+            **({"offsets": offsets} if offsets else {}),
             **(
                 {"unsafe_labels": [guard.labels[i] for i in guard.unsafe]}
                 if isinstance(guard, ClassifierGuard)

@@ -44,10 +44,10 @@ class Figure(_Model):
 class SuiteFigures(_Model):
     """One arm on one suite ("*": all of them).
 
-    `recalibrated` stands at the one threshold that a guard would ship with: matched to the reference's FPR on all
-    calibrate items together. `own` stands at a threshold of the suite's own, where its calibrate items hold safe
-    ones. Reference and arm get theirs in the same way, so an unchanged guard changes by exactly 0. Levels and changes
-    are of items that both scored.
+    `recalibrated` stands at the operating point that `tune` ships a guard with: matched to the reference's FPR on all
+    calibrate items together, and apart for a side that has enough of them. `own` stands at a threshold of the suite's
+    own, where its calibrate items hold safe ones. Reference and arm get theirs in the same way, so an unchanged guard
+    changes by exactly 0. Levels and changes are of items that both scored.
     """
 
     suite: str

@@ -17,7 +17,7 @@ from guardkeel.evaluation.suites.card import SplitRule
 from guardkeel.tuning.collapse.grid import Plan, Settings
 from guardkeel.tuning.config import TuneConfig
 from guardkeel.tuning.data import TuningData
-from guardkeel.tuning.gather import Gathered, Sources, Watch, choose, first, read
+from guardkeel.tuning.gather import Gathered, Watch, choose, first, read
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def material(plan: Plan, config: TuneConfig, watch: Watch) -> Material:
     kept = {name: _learned(data, next(together)) for name, data in sources.files.items()}
     watch("split the data", 1, 1)
     return Material(
-        gathered=choose(config, Sources(kept, {name: suites[name] for name in sources.suites})),
+        gathered=choose(
+            config, replace(sources, files=kept, suites={name: suites[name] for name in sources.suites})
+        ),
         judged=tuple(_cut(suites[name], settings) for name in judged),
     )
 

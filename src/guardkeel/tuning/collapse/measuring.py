@@ -53,7 +53,7 @@ class Measuring:
 
 
 def recalibrated(measured: Measured) -> Measured:
-    """The same guard shipped with the one threshold that was matched to the reference's FPR: that costs nothing."""
+    """The same guard shipped with the operating point that was matched to the reference's FPR: that costs nothing."""
     draws, hits = measured.draws, measured.hits
     return replace(
         measured,

@@ -80,6 +80,7 @@ def repair(
         update={
             "method": config.method,
             "after": _measured(config, guard, gathered, plain.threshold_before),
+            "offsets": dict(guard.offsets),
             "after_shipped": None,
             "threshold": plain.threshold_before,
             "monitor": [],
@@ -94,6 +95,7 @@ def repair(
             "family": guard.family,
             "name": folder.parent.name,
             "threshold": results.threshold,
+            **({"offsets": results.offsets} if results.offsets else {}),
             "provenance": {"guard": inputs["guard"], "method": config.method, "repaired": source},
         },
     )
@@ -121,4 +123,4 @@ def _measured(config: TuneConfig, guard: AnyGuard, gathered: Gathered, threshold
         share=not config.checkpointing,
     )
     _, aside, _ = encoded(gathered, teacher, config.max_tokens)
-    return measure(guard.model, teacher, aside, threshold)
+    return measure(guard.model, teacher, aside, threshold, guard.offsets)

@@ -19,7 +19,7 @@ from guardkeel.evaluation.behaviour import ECE_BINS, ece_bins
 from guardkeel.evaluation.intervals import bootstrap, design_effect, percentile, wilson
 from guardkeel.evaluation.items import Bools, Floats, group_codes, unsafe_labels
 from guardkeel.evaluation.paired import tango_interval
-from guardkeel.evaluation.recalibration import threshold_ladder
+from guardkeel.evaluation.recalibration import own_sides, threshold_ladder
 from guardkeel.records import value_digest
 from guardkeel.tuning.collapse.figures import Figure
 from guardkeel.tuning.collapse.reading import Items
@@ -53,6 +53,7 @@ class Resampling:
         self.held, self.tested = np.flatnonzero(items.calibrate), np.flatnonzero(~items.calibrate)
         names = np.array([m.suite for m in metas], dtype=object)
         self.unsafe, self.groups = unsafe_labels(metas), group_codes(metas)
+        self.sides = np.array([m.side for m in metas], dtype=object)
         self.suites: tuple[str, ...] = tuple(sorted(set(names[self.tested])))
         self.counts = np.empty((1 + draws, len(metas)), dtype=np.float32)
         self.counts[0] = 1
@@ -90,7 +91,7 @@ class Resampling:
         s = np.where(of, scores[self.tested], 0.0)  # what does not count is never looked at
         unsafe, safe = of & self.test_unsafe, of & ~self.test_unsafe
         shipped = s >= thresholds[1]
-        moved = self._thresholds(scores, reference, thresholds[0], both, 0)
+        moved = self._by_side(scores, reference, thresholds[0], both)
         draws, hits = {}, {}
         draws["shipped"], draws["fpr"] = self._rate(shipped, unsafe), self._rate(shipped, safe)
         draws["recalibrated"], draws["fpr_recalibrated"] = (self._moved(s, moved, k) for k in (unsafe, safe))
@@ -100,7 +101,7 @@ class Resampling:
             t = self._thresholds(scores, reference, thresholds[0], both, k)
             mine = self.member[:, k] & unsafe
             if t is not None and mine.any():
-                draws["own"][:, k] = self._moved(s, t, mine)[:, k]
+                draws["own"][:, k] = self._moved(s, t[:, None], mine)[:, k]
                 own[mine] = s[mine] >= t[0]
         draws["auroc"] = self._auroc(s, of)
         draws["ece"] = self._ece(s, of)
@@ -114,14 +115,30 @@ class Resampling:
         hits["unscored"] = gone.astype(np.float64)
         return Measured(draws, hits)
 
+    def _by_side(self, scores: Floats, reference: Floats, threshold: float, both: Bools) -> Floats | None:
+        """recalibration.matched_by_side on all calibrate items, in every draw: (1 + draws, test items or 1)."""
+        common = self._thresholds(scores, reference, threshold, both, 0)
+        if common is None:
+            return None
+        safe = self.held[both[self.held] & ~self.unsafe[self.held]]
+        found = common[:, None]
+        for side, of in own_sides([self.sides[i] for i in safe]).items():
+            own = self._matched(scores, reference, threshold, safe[of])
+            found = np.where(self.sides[self.tested] == side, own[:, None], found)
+        return found
+
     def _thresholds(
         self, scores: Floats, reference: Floats, threshold: float, both: Bools, column: int
     ) -> Floats | None:
-        """recalibration.matched_threshold on the calibrate items of a column, in every draw; None without safe ones."""
+        """The same on the calibrate items of a column, one threshold a draw; None without safe ones."""
         where = self.held[self._held_of[column]]
         where = where[both[where] & ~self.unsafe[where]]
-        if not where.size:
-            return None
+        return self._matched(scores, reference, threshold, where) if where.size else None
+
+    def _matched(
+        self, scores: Floats, reference: Floats, threshold: float, where: npt.NDArray[np.intp]
+    ) -> Floats:
+        """recalibration.matched_threshold on these items, in every draw."""
         safe = scores[where]
         counts = self.counts[:, where]
         allowed = counts @ (reference[where] >= threshold).astype(np.float32)
@@ -137,11 +154,11 @@ class Resampling:
         return _ratio(self.test_counts @ (weights * hits[:, None]), self.test_counts @ weights)
 
     def _moved(self, s: Floats, thresholds: Floats | None, of: Bools) -> Floats:
-        """The same for flags at a threshold that moves from draw to draw."""
+        """The same for flags at thresholds that move from draw to draw, (1 + draws, test items or 1)."""
         weights = (self.member & of[:, None]).astype(np.float32)
         if thresholds is None:
             return np.full((self.counts.shape[0], weights.shape[1]), np.nan)
-        flagged = self.test_counts * (s[None, :] >= thresholds[:, None])
+        flagged = self.test_counts * (s[None, :] >= thresholds)
         return _ratio(flagged @ weights, self.test_counts @ weights)
 
     def _auroc(self, s: Floats, of: Bools) -> Floats:
