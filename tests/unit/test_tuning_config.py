@@ -14,6 +14,7 @@ from guardkeel.evaluation.suites import available
 from guardkeel.records import toml_text
 from guardkeel.tuning.check import check
 from guardkeel.tuning.config import DEFAULT_METHOD, TuneConfig, read_config
+from guardkeel.tuning.gather import AGENTS, AUTO, GUARD_DATA, MONITOR
 from guardkeel.tuning.regularisers.registry import METHODS, build
 from guardkeel.tuning.run import tune as tune_by_library
 
@@ -78,8 +79,8 @@ def test_the_saved_configuration_is_the_same_one(file: Path, tmp_path: Path) -> 
 def test_the_defaults_can_be_used() -> None:
     config = TuneConfig(data=["a.jsonl"])
     check(config)
-    assert "keel-anchor" in config.guard_data
-    assert {*config.guard_data, *config.monitor} <= {card.name for card in available()}
+    assert config.guard_data == config.monitor == [AUTO]
+    assert {*GUARD_DATA, *MONITOR, *AGENTS} <= {card.name for card in available()}
 
 
 @pytest.mark.parametrize("name", METHODS)
