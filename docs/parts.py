@@ -125,6 +125,38 @@ def method_settings() -> str:
     return "\n".join(parts.values())
 
 
+def fuse_keys() -> str:
+    """The keys of a fuse's configuration, from its model."""
+    from guardkeel.fusion.config import FuseConfig
+
+    return _keys(FuseConfig)
+
+
+def fusion_methods() -> str:
+    """What `guardkeel fuse --method` takes: what it does, its paper (from its module), and what it needs."""
+    from guardkeel.fusion.config import DEFAULT_METHOD
+    from guardkeel.fusion.methods.registry import OWN
+
+    rows = []
+    for method in OWN:
+        default = " (default)" if method.name == DEFAULT_METHOD else ""
+        first = (inspect.getdoc(inspect.getmodule(method)) or "").split("\n", 1)[0]
+        paper = ", ".join(f"[{i}](https://arxiv.org/abs/{i})" for i in re.findall(r"arXiv:([\d.]+\d)", first))
+        more = "any number" if method.most is None else str(method.most)
+        takes = more if method.least == 1 else f"{method.least} or more"
+        needs = ["`--unaligned`"] * method.needs_unaligned + [f"`--extra {e}=FILE`" for e in method.extras]
+        needs += ["a seed"] * method.draws
+        rows.append([f"`{method.name}`{default}", method.summary, paper, takes, ", ".join(needs)])
+    return table(["method", "what it makes", "paper", "candidates", "needs"], rows)
+
+
+def fusion_settings() -> str:
+    """The settings of each fusion method, from their models."""
+    from guardkeel.fusion.methods.registry import OWN
+
+    return "\n".join(f"**{m.name}**\n\n{_keys(m.Settings)}" for m in OWN if m.Settings.model_fields)
+
+
 def detectable() -> str:
     """What n pairs can resolve at some discordances, where three rates are tested together (Holm)."""
     from guardkeel.evaluation.paired import detectable_margin
@@ -155,6 +187,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "tune-keys": tune_keys,
     "methods": methods,
     "method-settings": method_settings,
+    "fuse-keys": fuse_keys,
+    "fusion-methods": fusion_methods,
+    "fusion-settings": fusion_settings,
     **{f"collapse-{part}": partial(collapse, part) for part in COLLAPSE_PARTS},
 }
 
@@ -217,7 +252,10 @@ class Option:
 
 
 def verbs() -> dict[str, tuple[str, list[Option]]]:
-    """Every verb with its help text and what it takes, read from the app's functions; of a group as "group verb"."""
+    """Every verb with its help text and what it takes, read from the app's functions; of a group as "group verb".
+
+    A hidden command is the group's own form, and goes by its name.
+    """
     from guardkeel.cli import app
 
     commands = [("", command) for command in app.registered_commands]
@@ -229,7 +267,8 @@ def verbs() -> dict[str, tuple[str, list[Option]]]:
         function = command.callback
         assert function is not None
         name = command.name or function.__name__.replace("_", "-")
-        found[group_name + name] = (command.help or inspect.getdoc(function) or "", _options(function))
+        full = group_name.strip() if command.hidden else group_name + name
+        found[full] = (command.help or inspect.getdoc(function) or "", _options(function))
     return found
 
 

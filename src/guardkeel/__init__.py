@@ -22,6 +22,8 @@ _PUBLIC = {
     "load_suite": "evaluation.suites",
     "audit": "evaluation.run",
     "tune": "tuning.run",
+    "fuse": "fusion.run",
+    "sweep": "fusion.sweep.run",
     "Keeper": "tuning.keeper",
     "guard_probes": "tuning.probes",
 }

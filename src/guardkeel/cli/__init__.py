@@ -48,9 +48,21 @@ def root(
 
 
 def _register() -> None:
-    from guardkeel.cli import audit, bench, demo, doctor, gate, leaderboard, models, report, suites, tune
+    from guardkeel.cli import (
+        audit,
+        bench,
+        demo,
+        doctor,
+        fuse,
+        gate,
+        leaderboard,
+        models,
+        report,
+        suites,
+        tune,
+    )
 
-    for module in (demo, audit, leaderboard, tune, bench, gate, report, suites, models, doctor):
+    for module in (demo, audit, leaderboard, tune, fuse, bench, gate, report, suites, models, doctor):
         module.register(app)
 
 

@@ -1,0 +1,1 @@
+"""Repair by weights alone: several checkpoints in, one out."""
