@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
+CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
+export OMP_NUM_THREADS ?= $(shell echo $$(($(CORES) < 8 ? $(CORES) : 8)))
+WORKERS := $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo test check lint types layers docs wheel clean
@@ -20,8 +22,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## Audit a guard before and after a harmless fine-tune.
 	$(BIN)/guardkeel demo
 
-test: $(READY)  ## Run the tests.
-	$(BIN)/python -m pytest
+test: $(READY)  ## Run the tests, a process for each of up to four processors.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: lint types layers docs wheel  ## Lint, strict types, import layers, docs and wheel.
 

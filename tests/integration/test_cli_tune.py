@@ -312,17 +312,17 @@ def test_a_policy_that_cannot_be_used_stops_before_the_fine_tune(cli, words, har
 
 def test_what_is_audited_is_not_learned(harbour, tmp_path, monkeypatch):
     """A suite that is learned and audited: not one test item of the audit is among what the fine-tune reads."""
-    from guardkeel.cli.tune import beside
     from guardkeel.evaluation.selection import select
     from guardkeel.evaluation.suites import load_suite
     from guardkeel.tuning.config import TuneConfig
+    from guardkeel.tuning.gather import gather_beside
 
     other = tmp_path / "other.jsonl"
     write_jsonl(other, [*examples(60, 7), *examples(60, 99)])  # the first are texts of the harbour's suite
     monkeypatch.setenv("GUARDKEEL_CACHE", str(harbour.cache))
     suite = str(harbour.suite)
     config = TuneConfig(data=[suite], guard_data=[str(other)], monitor=[suite, str(other)])
-    rows = beside(config, [suite], quiet=True)
+    rows = gather_beside(config, [suite], lambda *told: None)
     tested = {i.example.conversation.text for i in select([load_suite(suite)]) if i.split == "test"}
     read = [*rows.task, *rows.aside, *rows.guard, *rows.monitor]
     texts = {r.judgement.conversation.text for r in read}

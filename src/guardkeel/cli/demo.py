@@ -159,14 +159,15 @@ def _configs(steps: int, offline: bool | None) -> tuple[TuneConfig, TuneConfig]:
 
 def _tune(config: TuneConfig, folder: Path, quiet: bool) -> str:
     """Fine-tune on the bank's messages, unless that has been done. Says what was done."""
-    from guardkeel.cli.tune import beside
     from guardkeel.cli.tune import run as run_tuning
+    from guardkeel.tuning.gather import gather_beside
 
     spent = ""
     if _known(folder, config.model_dump_json(exclude={"offline"})) and (folder / "run.json").exists():
         spent = " (done before)"
     else:
-        rows = beside(config, SUITES, quiet)
+        with progress(quiet) as watch:
+            rows = gather_beside(config, SUITES, watch)
         started = time.perf_counter()
         run_tuning(config, folder, quiet=quiet, gathered=rows)
         spent = f": {time.perf_counter() - started:.0f} s"

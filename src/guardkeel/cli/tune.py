@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from glob import escape
 from pathlib import Path
@@ -177,7 +176,7 @@ def tune(
     quiet = as_json and not sys.stderr.isatty()
     folder = out or _fresh(resolved, audited)
     auditing = _auditing(resolved, folder, suite, policy) if audited else None
-    rows = beside(resolved, auditing.suites, quiet) if auditing else None
+    rows = _beside(resolved, auditing.suites, quiet) if auditing else None
     if dry_run:
         plan(resolved, as_json, rows)
         return
@@ -226,25 +225,11 @@ def run(
         return run_tuning(config, folder, gathered=gathered, command=command, watch=watch, on_point=told)
 
 
-def beside(config: TuneConfig, audited: Sequence[str], quiet: bool) -> Gathered:
-    """What a fine-tune reads when these suites are audited then: no item of theirs is both learned and judged.
-
-    They are split as the audit will split them, and whatever else resembles one of their items goes where it goes.
-    """
-    from guardkeel.evaluation.suites import load_suite, split_many
-    from guardkeel.tuning.gather import choose, read
+def _beside(config: TuneConfig, audited: Sequence[str], quiet: bool) -> Gathered:
+    from guardkeel.tuning.gather import gather_beside
 
     with progress(quiet) as watch:
-        sources = read(config, watch)
-        loaded = [
-            load_suite(name, data=config.data_folder, offline=config.offline, progress=watch)
-            for name in audited
-        ]
-    pinned = {s.name: replace(s, declared=s.splits, joint=None) for s in split_many(loaded)}
-    others = [s for s in sources.suites.values() if s.name not in pinned]
-    together = {s.name: s for s in split_many([*pinned.values(), *others])}
-    suites = {name: together[s.name] for name, s in sources.suites.items()}
-    return choose(config, replace(sources, suites=suites))
+        return gather_beside(config, audited, watch)
 
 
 def plan(config: TuneConfig, as_json: bool, gathered: Gathered | None = None) -> None:

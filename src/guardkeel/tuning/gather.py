@@ -84,6 +84,22 @@ def gather(config: TuneConfig, watch: Watch) -> Gathered:
     return choose(config, replace(sources, suites=dict(zip(sources.suites, together, strict=True))))
 
 
+def gather_beside(config: TuneConfig, audited: Sequence[str], watch: Watch) -> Gathered:
+    """What a fine-tune reads when these suites are audited then: no item of theirs is both learned and judged.
+
+    They are split as the audit will split them, and whatever else resembles one of their items goes where it goes.
+    """
+    sources = read(config, watch)
+    loaded = [
+        load_suite(name, data=config.data_folder, offline=config.offline, progress=watch) for name in audited
+    ]
+    pinned = {s.name: replace(s, declared=s.splits, joint=None) for s in split_many(loaded)}
+    others = [s for s in sources.suites.values() if s.name not in pinned]
+    together = {s.name: s for s in split_many([*pinned.values(), *others])}
+    suites = {name: together[s.name] for name, s in sources.suites.items()}
+    return choose(config, replace(sources, suites=suites))
+
+
 def read(config: TuneConfig, watch: Watch) -> Sources:
     """Read what the configuration names."""
     kind = None if config.kind == "auto" else config.kind

@@ -9,13 +9,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from guardkeel.errors import ConfigError, DataError, InputError
-from guardkeel.evaluation.suites import load_suite, split_many
 from guardkeel.fusion.sweep.config import SweepConfig
 from guardkeel.guards.load import guard_path
 from guardkeel.records import RunRecord, read_record, value_digest
 from guardkeel.tuning.config import TuneConfig
 from guardkeel.tuning.data import read_data
-from guardkeel.tuning.gather import Gathered, Task, Watch, choose, first, gather, read
+from guardkeel.tuning.gather import Gathered, Task, Watch, first, gather, gather_beside
 from guardkeel.tuning.results import Learned, TuneResults
 from guardkeel.tuning.run import TUNED
 from guardkeel.tuning.targets import Target
@@ -127,7 +126,7 @@ def _gathered(candidate: Candidate, watch: Watch) -> Gathered:
     audit = Path(candidate.reference).parent / "audit"
     if (audit / "run.json").is_file():
         suites = list(read_record(audit).config.get("suites", []))
-        tries.append(lambda: _beside(config, suites, watch))
+        tries.append(lambda: gather_beside(config, suites, watch))
     for attempt in tries:
         try:
             found = attempt()
@@ -150,14 +149,3 @@ def _tune_config(candidate: Candidate) -> TuneConfig:
     except ValidationError as e:
         key = ".".join(map(str, e.errors()[0]["loc"]))
         raise DataError(f"{candidate.name}: its run.json has another config ({key})", remedy=_GIVE) from e
-
-
-def _beside(config: TuneConfig, audited: Sequence[str], watch: Watch) -> Gathered:
-    """What a fine-tune with `--audit` reads: its suites are split as the audit splits them, the rest after them."""
-    sources = read(config, watch)
-    loaded = [load_suite(s, data=config.data_folder, offline=config.offline, progress=watch) for s in audited]
-    pinned = {s.name: replace(s, declared=s.splits, joint=None) for s in split_many(loaded)}
-    others = [s for s in sources.suites.values() if s.name not in pinned]
-    together = {s.name: s for s in split_many([*pinned.values(), *others])}
-    suites = {name: together[s.name] for name, s in sources.suites.items()}
-    return choose(config, replace(sources, suites=suites))
