@@ -1,0 +1,1 @@
+"""Moderation with an ensemble of guards that learns from its reviewers whom to trust."""
