@@ -24,6 +24,7 @@ _PUBLIC = {
     "tune": "tuning.run",
     "fuse": "fusion.run",
     "sweep": "fusion.sweep.run",
+    "curate": "curation.pipeline",
     "Keeper": "tuning.keeper",
     "guard_probes": "tuning.probes",
 }

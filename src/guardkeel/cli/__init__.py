@@ -51,6 +51,7 @@ def _register() -> None:
     from guardkeel.cli import (
         audit,
         bench,
+        curate,
         demo,
         doctor,
         fuse,
@@ -62,7 +63,7 @@ def _register() -> None:
         tune,
     )
 
-    for module in (demo, audit, leaderboard, tune, fuse, bench, gate, report, suites, models, doctor):
+    for module in (demo, audit, leaderboard, tune, fuse, curate, bench, gate, report, suites, models, doctor):
         module.register(app)
 
 

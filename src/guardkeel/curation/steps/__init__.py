@@ -1,0 +1,12 @@
+"""The steps of the pipeline, in order. A step of another kind is a `Step` in its place of STEPS."""
+
+from __future__ import annotations
+
+from guardkeel.curation.steps.base import Context, Done, Step
+from guardkeel.curation.steps.export import Export
+from guardkeel.curation.steps.jury import Jury
+from guardkeel.curation.steps.simple import Dedup, Limits, Map, Redact, Sources, Split
+
+STEPS: tuple[Step, ...] = (Sources(), Limits(), Dedup(), Redact(), Map(), Jury(), Split(), Export())
+
+__all__ = ["STEPS", "Context", "Done", "Step"]
