@@ -6,12 +6,12 @@ import json
 
 import pytest
 import tomli_w
-from jury_server import judge, juror_file, rules_file
 
 from curation_rows import RECORDS, jsonl
 from guardkeel.conversation import read_jsonl
 from guardkeel.curation.config import read_config
 from guardkeel.curation.rows import read_rows
+from jury_server import judge, juror_file, rules_file
 from remote_server import Server
 
 

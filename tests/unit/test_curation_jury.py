@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from jury_server import conversation, judge, juror_file, rules_file
 
 from curation_rows import row, votes
 from guardkeel.curation.config import JurorConfig, JuryConfig, Price
@@ -18,6 +17,7 @@ from guardkeel.curation.jury.pooling import contested, pooled, with_categories
 from guardkeel.curation.rows import SideLabel, Vote
 from guardkeel.errors import ConfigError, DataError, RunError
 from guardkeel.guards.base import Verdict
+from jury_server import conversation, judge, juror_file, rules_file
 from remote_server import DROP, Server
 
 SIDES = ("prompt", "response")

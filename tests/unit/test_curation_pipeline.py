@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jury_server import conversation, judge, juror_file, rules_file
 
 from curation_rows import RECORDS, jsonl
 from guardkeel.curation.config import read_config
@@ -21,6 +20,7 @@ from guardkeel.curation.pipeline import accept, curate, planned
 from guardkeel.curation.rows import read_rows
 from guardkeel.curation.steps.jury import JuryResults
 from guardkeel.errors import ConfigError, DataError, RunError
+from jury_server import conversation, judge, juror_file, rules_file
 from remote_server import Server
 from trained_guards import sentence, suite_file
 
