@@ -24,11 +24,11 @@ import torch
 
 from guardkeel.evaluation.suites import load_suite, split_many
 from guardkeel.guards.load import load_checkpoint
+from guardkeel.models.devices import peak_memory
 from guardkeel.tuning.data import suite_data
 from guardkeel.tuning.gather import balanced
 from guardkeel.tuning.learner import learner, training
 from guardkeel.tuning.lessons import guard_lessons
-from guardkeel.tuning.log import peak_memory
 from guardkeel.tuning.probes import GuardProbes
 from guardkeel.tuning.regularisers.registry import METHODS, build
 from guardkeel.tuning.trainer import GuardTrainer, arguments

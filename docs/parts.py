@@ -348,7 +348,7 @@ def _code(text: str) -> str:
 
 def _plain(text: str) -> str:
     """Help text without rich's markup."""
-    return MARKUP.sub("", text).strip()
+    return MARKUP.sub("", text).replace("\\[", "[").strip()
 
 
 def _described(text: str) -> str:

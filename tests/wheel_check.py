@@ -35,8 +35,12 @@ NEEDED = (
     "guardkeel/report/templates/report.html",
     "guardkeel/report/templates/report.js",
 )
-NEEDED_FOLDERS = ("guardkeel/evaluation/suites/cards/", "guardkeel/report/templates/")
-ENDINGS = {".py", ".typed", ".toml", ".jsonl", ".json", ".safetensors", ".html", ".css", ".js"}
+NEEDED_FOLDERS = (
+    "guardkeel/evaluation/suites/cards/",
+    "guardkeel/moderation/page/templates/",
+    "guardkeel/report/templates/",
+)
+ENDINGS = {".py", ".mako", ".typed", ".toml", ".jsonl", ".json", ".safetensors", ".html", ".css", ".js"}
 STRAY = re.compile(
     r"(^|/)(tests?|benchmarks|recipes|examples|docs|shared|__pycache__|\.[^/]+)(/|$)|\.py[co]$|~$"
 )

@@ -59,11 +59,26 @@ def _register() -> None:
         leaderboard,
         models,
         report,
+        serve,
         suites,
         tune,
     )
 
-    for module in (demo, audit, leaderboard, tune, fuse, curate, bench, gate, report, suites, models, doctor):
+    for module in (
+        demo,
+        audit,
+        leaderboard,
+        tune,
+        fuse,
+        serve,
+        curate,
+        bench,
+        gate,
+        report,
+        suites,
+        models,
+        doctor,
+    ):
         module.register(app)
 
 

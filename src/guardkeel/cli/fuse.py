@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from guardkeel.cli import fuse_learn, fuse_sweep
 from guardkeel.cli.audit import EXIT_CODES, duration, show
 from guardkeel.cli.audit import run as run_audit
+from guardkeel.cli.fields import named_files, says
+from guardkeel.cli.group import OWN, OwnForm
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 from guardkeel.fusion.config import DEFAULT_METHOD, FuseConfig
 
@@ -26,32 +27,18 @@ if TYPE_CHECKING:
     from guardkeel.fusion.results import FuseResults, Measured
 
 AUDIT = "audit"
-MERGE = "merge"
 
 
-class OwnForm(TyperGroup):
-    """A group that is a verb too: what does not begin with a sub-command's name is for `merge`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the hidden name before the words of the verb's own form."""
-        return super().parse_args(ctx, args if args and args[0] in self.commands else [MERGE, *args])
+_says = says(FuseConfig)
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb, and its sub-commands."""
     group = typer.Typer(cls=OwnForm, help="Give a damaged guard its safety back, by weights alone.")
-    group.command(MERGE, hidden=True)(fuse)
+    group.command(OWN, hidden=True)(fuse)
     for beside in (fuse_sweep, fuse_learn):
         beside.register(group)
     app.add_typer(group, name="fuse")
-
-
-def _says(name: str, before: str = "", after: str = "") -> str:
-    """What the configuration says of a field, as help text."""
-    field = FuseConfig.model_fields[name]
-    text = before + (field.description or "") + after
-    shown = isinstance(field.default, str | int | float) and not isinstance(field.default, bool)
-    return f"{text[:1].upper()}{text[1:]}." + (f" Default: {field.default}." if shown else "")
 
 
 def fuse(
@@ -152,7 +139,7 @@ def fuse(
         "reference": reference,
         "unaligned": unaligned,
         "method": method,
-        "extras": _extras(extra) if extra else None,
+        "extras": named_files(extra) if extra else None,
         "only": only or None,
         "skip": skip or None,
         "rest": rest,
@@ -300,16 +287,6 @@ def _few(layers: list[Measured], most: int = 8) -> list[Measured]:
     if len(layers) <= most:
         return layers
     return [layers[round(i * (len(layers) - 1) / (most - 1))] for i in range(most)]
-
-
-def _extras(given: list[str]) -> dict[str, str]:
-    found = {}
-    for text in given:
-        name, equals, file = text.partition("=")
-        if not equals or not file:
-            raise typer.BadParameter(f"{text!r} is not NAME=FILE", param_hint="--extra")
-        found[name] = file
-    return found
 
 
 def _auditing(config: FuseConfig, folder: Path, suites: list[str] | None, policy: Path | None) -> AuditConfig:

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from guardkeel.cli.fields import says
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 from guardkeel.fusion.somf.config import MaskConfig
 
 if TYPE_CHECKING:
     from guardkeel.fusion.somf.plan import MaskPlan
     from guardkeel.fusion.somf.results import MaskResults
+
+_says = says(MaskConfig)
 
 
 def register(group: typer.Typer) -> None:
@@ -24,20 +27,9 @@ def register(group: typer.Typer) -> None:
     group.command("measure")(measure)
 
 
-def _says(name: str, before: str = "", after: str = "") -> str:
-    """What the configuration says of a field, as help text."""
-    field = MaskConfig.model_fields[name]
-    text = before + (field.description or "") + after
-    default: Any = field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]
-    if isinstance(default, list):
-        default = ", ".join(default) or "none"
-    shown = not (field.is_required() or default is None or isinstance(default, bool))
-    return f"{text[:1].upper()}{text[1:]}." + (f" Default: {default}." if shown else "")
-
-
 def mask(
     candidates: Annotated[
-        list[str] | None, typer.Argument(metavar="CANDIDATE …", help=_says("candidates"))
+        list[str] | None, typer.Argument(metavar="CANDIDATE", help=_says("candidates"))
     ] = None,
     reference: Annotated[str | None, typer.Option("--reference", "-r", help=_says("reference"))] = None,
     objective: Annotated[str | None, typer.Option(metavar="KIND", help=_says("objective"))] = None,

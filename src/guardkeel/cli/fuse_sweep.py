@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guardkeel.cli.audit import EXIT_CODES, duration
+from guardkeel.cli.fields import named_files, says
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 from guardkeel.fusion.sweep.config import SweepConfig
 
@@ -21,26 +22,17 @@ if TYPE_CHECKING:
 SHOWN = 12
 """Points that stand in the terminal's table; all are in the report."""
 
+_says = says(SweepConfig)
+
 
 def register(group: typer.Typer) -> None:
     """Add the verb to the group `fuse`."""
     group.command("sweep")(sweep)
 
 
-def _says(name: str, before: str = "", after: str = "") -> str:
-    """What the configuration says of a field, as help text."""
-    field = SweepConfig.model_fields[name]
-    text = before + (field.description or "") + after
-    default: Any = field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]
-    if isinstance(default, list):
-        default = ", ".join(map(str, default)) or None
-    shown = not (field.is_required() or default is None or isinstance(default, bool))
-    return f"{text[:1].upper()}{text[1:]}." + (f" Default: {default}." if shown else "")
-
-
 def sweep(
     candidates: Annotated[
-        list[str] | None, typer.Argument(metavar="CANDIDATE …", help=_says("candidates"))
+        list[str] | None, typer.Argument(metavar="CANDIDATE", help=_says("candidates"))
     ] = None,
     reference: Annotated[str | None, typer.Option("--reference", "-r", help=_says("reference"))] = None,
     unaligned: Annotated[str | None, typer.Option(help=_says("unaligned"))] = None,
@@ -129,7 +121,7 @@ def sweep(
         "candidates": candidates or None,
         "reference": reference,
         "unaligned": unaligned,
-        "extras": _extras(extra) if extra else None,
+        "extras": named_files(extra) if extra else None,
         "task": task or None,
         "floor": floor,
         "fpr_margin": fpr_margin,
@@ -338,16 +330,6 @@ def _points(estimate: Estimate) -> str:
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return "–"
     return f"{100 * estimate.value:+.1f} [dim]{100 * estimate.low:+.1f} to {100 * estimate.high:+.1f}[/dim]"
-
-
-def _extras(given: list[str]) -> dict[str, str]:
-    found = {}
-    for text in given:
-        name, equals, file = text.partition("=")
-        if not equals or not file:
-            raise typer.BadParameter(f"{text!r} is not NAME=FILE", param_hint="--extra")
-        found[name] = file
-    return found
 
 
 def _fresh(config: SweepConfig) -> Path:

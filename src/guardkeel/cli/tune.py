@@ -13,6 +13,7 @@ import typer
 
 from guardkeel.cli.audit import EXIT_CODES, duration, show
 from guardkeel.cli.audit import run as run_audit
+from guardkeel.cli.fields import says
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 from guardkeel.tuning.config import TuneConfig
 
@@ -25,21 +26,12 @@ if TYPE_CHECKING:
 
 AUDIT = "audit"
 
+_says = says(TuneConfig)
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command("tune")(tune)
-
-
-def _says(name: str, before: str = "", after: str = "") -> str:
-    """What the configuration says of a field, as help text."""
-    field = TuneConfig.model_fields[name]
-    text = before + (field.description or "") + after
-    default: Any = field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]
-    if isinstance(default, list):
-        default = ", ".join(default) or "none"
-    shown = not (field.is_required() or default is None or isinstance(default, bool))
-    return f"{text[:1].upper()}{text[1:]}." + (f" Default: {default}." if shown else "")
 
 
 def tune(

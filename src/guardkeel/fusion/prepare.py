@@ -76,7 +76,7 @@ def planned(config: FuseConfig, watch: Watch = lambda what, done, total: None) -
             bytes_read=p.plan.bytes_read,
             bytes_written=_most_of_adapter(p) if adapter else p.plan.bytes_written,
             shards=1 if adapter else len(p.plan.shards),
-            dtype=_stored(p),
+            dtype=stored(p),
             memory=memory,
             largest=p.plan.largest.name,
             seconds=seconds + more,
@@ -85,7 +85,7 @@ def planned(config: FuseConfig, watch: Watch = lambda what, done, total: None) -
         )
 
 
-def _stored(p: Prepared) -> str:
+def stored(p: Prepared) -> str:
     """What most values of the output are stored as."""
     if p.config.output == "adapter":
         return p.config.dtype or "float32"

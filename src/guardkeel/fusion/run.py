@@ -6,7 +6,6 @@ there are plan.json, .fused.unfinished/ or .fused.parts/, and diagnostics.jsonl 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import time
@@ -23,13 +22,14 @@ from guardkeel.fusion.inputs import Watch, digests, method_of, opened
 from guardkeel.fusion.methods.base import Tensors
 from guardkeel.fusion.pieces import Pieces
 from guardkeel.fusion.plan import Item
-from guardkeel.fusion.prepare import Prepared, prepare
+from guardkeel.fusion.prepare import Prepared, prepare, stored
 from guardkeel.fusion.results import AdapterFit, Diagnostics, FuseResults
 from guardkeel.fusion.sources import Source, one_thread, open_source
 from guardkeel.fusion.tensorfile import FLOATS
 from guardkeel.guards.embedded import SETTINGS
 from guardkeel.guards.load import guard_settings
 from guardkeel.guards.registry import guess
+from guardkeel.models.devices import peak_memory
 from guardkeel.records import (
     RunRecord,
     claim,
@@ -257,7 +257,7 @@ def _results(
         copied=len(p.plan.items) - len(p.plan.fused),
         bytes_read=p.plan.bytes_read,
         bytes_written=sum(f.stat().st_size for f in (folder / FUSED).glob("*.safetensors")),
-        peak_memory=_peak_memory(),
+        peak_memory=peak_memory(p.device),
         seconds=seconds,
         diagnostics=found,
         adapter=fit,
@@ -273,7 +273,7 @@ def _notes(p: Prepared, found: Diagnostics) -> list[str]:
     coarse = []
     if held is not None and held < HELD:
         coarse = [
-            f"{p.plan.dtype} holds {100 * held:.0f}% of the change, the rest is lost to rounding: write an adapter "
+            f"{stored(p)} holds {100 * held:.0f}% of the change, the rest is lost to rounding: write an adapter "
             "(--output adapter) or float32 (--dtype float32) to keep it"
         ]
     return coarse + [
@@ -330,12 +330,3 @@ def _megabytes(watch: Watch) -> Watch:
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
-
-
-def _peak_memory() -> int:
-    """The process's largest resident size in bytes; 0 where the system does not tell."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0

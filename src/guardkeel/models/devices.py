@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,24 @@ def free_memory(device: str = "cpu", cgroup: Path = Path("/sys/fs/cgroup")) -> i
         cached = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
         free = min(free, max(0, limit - used + int(cached.get("inactive_file", 0))))
     return free
+
+
+def peak_memory(device: str = "cpu") -> int:
+    """Bytes: the accelerator's peak, or the process's largest resident size."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if os.name != "posix":
+        return 0
+    import resource  # on Linux its figure would hold the peak of whatever started this process
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(most if sys.platform == "darwin" else most * 1024)
 
 
 def check_memory(needed: int, device: str, what: str) -> None:

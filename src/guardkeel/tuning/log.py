@@ -1,17 +1,13 @@
-"""What every step did, a JSON line each, and how much memory it took."""
+"""What every step did, a JSON line each."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from guardkeel.records import atomic_writer
@@ -73,19 +69,3 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
-
-
-def peak_memory(device: str) -> int:
-    """Bytes: the accelerator's peak, or the process's largest resident size."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated())
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    if os.name != "posix":
-        return 0
-    import resource  # on Linux its figure would hold the peak of whatever started this process
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(most if sys.platform == "darwin" else most * 1024)

@@ -134,10 +134,8 @@ class Watched:
         own, moved = self._matched(before, after, ~unsafe)
         ends, starts = (self._by_item(m) for m in (moved, own))
         at = (starts, ends) if self.recalibrate else (np.full(n, self.threshold),) * 2
-        held, caught = (
-            (before >= at[0])[unsafe],
-            (after >= at[1])[unsafe],
-        )  # NaN, unscored or no threshold, is neither
+        # NaN, which is unscored or no threshold, is neither
+        held, caught = (before >= at[0])[unsafe], (after >= at[1])[unsafe]
         lost, won = held & ~caught, caught & ~held
         worse, better = int(lost.sum()), int(won.sum())
         effect = design_effect(won.astype(np.float64) - lost, groups[unsafe])

@@ -25,6 +25,7 @@ from guardkeel.guards.load import AnyGuard, base_path, guard_path, load_checkpoi
 from guardkeel.guards.offsets import offsets_to
 from guardkeel.models.adapters import is_adapter
 from guardkeel.models.base import base_model_path
+from guardkeel.models.devices import peak_memory
 from guardkeel.models.loading import checkpoint_digest, local_checkpoint
 from guardkeel.records import (
     RunRecord,
@@ -43,7 +44,7 @@ from guardkeel.tuning.gather import Gathered, encoded, gather
 from guardkeel.tuning.keeper import FIXED, acts, last_checkpoint, parts, step_of
 from guardkeel.tuning.learned import measure
 from guardkeel.tuning.learner import learner as learner_of
-from guardkeel.tuning.log import LOG, StepLog, peak_memory
+from guardkeel.tuning.log import LOG, StepLog
 from guardkeel.tuning.monitor import REFERENCE, SafetyMonitor
 from guardkeel.tuning.order import schedule
 from guardkeel.tuning.points import POINTS, MonitorPoint
@@ -143,9 +144,8 @@ def run(
     )
     if unaligned is not None:
         regulariser.alignment = alignment(path, unaligned, list(trained_modules(model)))  # type: ignore[attr-defined]
-    before = measure(
-        model, teacher, aside, shipped, guard.offsets
-    )  # a resumed run takes up its weights later
+    # before a resumed run takes up its weights: the Trainer does that
+    before = measure(model, teacher, aside, shipped, guard.offsets)
     steps = config.steps or max(1, round(config.epochs * len(lessons) / (config.batch * config.accumulation)))
     monitor = _monitor(config, folder, guard, gathered, on_point, watch)
     trainer = GuardTrainer(

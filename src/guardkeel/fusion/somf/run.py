@@ -35,6 +35,7 @@ from guardkeel.fusion.somf.results import MaskResults, Spread, Values
 from guardkeel.fusion.somf.rows import Rows
 from guardkeel.fusion.sources import Source, open_source
 from guardkeel.guards.load import AnyGuard, load_checkpoint
+from guardkeel.models.devices import peak_memory
 from guardkeel.records import (
     RunRecord,
     claim,
@@ -44,7 +45,6 @@ from guardkeel.records import (
     write_record,
     write_text,
 )
-from guardkeel.tuning.log import peak_memory
 
 REFERENCE, MASKS, FUSED = "reference.safetensors", "masks.jsonl", "fused"
 
