@@ -1,11 +1,13 @@
 """What each method costs: step time and peak memory against the plain step, side by side.
 
     python benchmarks/tune.py [--guard keel-135m] [--arms fwssr,replay] [--blocks 5] [--batch 8] [--guard-batch 2]
+    python benchmarks/tune.py --task keel-anchor    # rows of the task as long as the probes
 
 Time: the plain trainer and the method's take turns, step by step, on the same batches; a block is ten steps of each,
 which holds one update of an adaptive λ, and gives one ratio of means. Printed is the median over the blocks. Memory:
 largest resident size (or accelerator memory) of a process that prepares and makes ten steps, over that of the plain
-one; and the same above what the loaded model takes.
+one; and the same above what the loaded model takes. Beside them stand the tokens of a row and of a probe after the
+shared prefix: a probe costs at least what a row of its length costs.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Arm:
         guard = load_checkpoint(args.guard)
         task, anchors = split_many([load_suite("keel-domain"), load_suite("keel-anchor")])
         teacher = learner(guard)
-        rows, guards = suite_data(task, source="bank").targets, balanced(suite_data(anchors).targets, 200)
+        guards = balanced(suite_data(anchors).targets, 200)
+        rows = suite_data(task, source="bank").targets if args.task == "keel-domain" else guards
         teacher.encoder.share([t.judgement for t in (*rows, *guards)])
         guard.model = trainable(
             guard.model, adapter="lora", rank=8, alpha=16.0, first_layer=0, seed=0, task="causal"
@@ -52,16 +55,13 @@ class Arm:
         self.device = str(guard.model.device)
         self.loaded = peak_memory(self.device)
         regulariser = build(method)
-        probes = GuardProbes(
-            guard.model,
-            teacher,
-            guard_lessons(guards, teacher.encoder, guard.tokenizer),
-            batch=args.guard_batch,
-        )
+        lessons, anchored = (guard_lessons(r, teacher.encoder, guard.tokenizer) for r in (rows, guards))
+        self.tokens = [statistics.mean(len(one.prompt_ids) for one in some) for some in (lessons, anchored)]
+        probes = GuardProbes(guard.model, teacher, anchored, batch=args.guard_batch)
         self.trainer = GuardTrainer(
             guard.model,
             teacher,
-            guard_lessons(rows, teacher.encoder, guard.tokenizer),
+            lessons,
             args=arguments(
                 folder, steps=10_000, batch=args.batch, learning_rate=2e-4, cpu=self.device == "cpu"
             ),
@@ -103,6 +103,7 @@ def main() -> None:
     )
     parser.add_argument("--guard", default="keel-135m")
     parser.add_argument("--arms", default=",".join(m for m, made in METHODS.items() if not made.needs)[6:])
+    parser.add_argument("--task", choices=("keel-domain", "keel-anchor"), default="keel-domain")
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--guard-batch", type=int, default=2)
@@ -113,22 +114,24 @@ def main() -> None:
         return
     arms = [a for a in args.arms.split(",") if a not in ("plain", "interpolation")]
     print(
-        f"{'method':22s} {'time':>6s} {'low–high':>11s} {'prepare':>8s} {'memory':>7s} {'above model':>12s}"
+        f"{'method':22s} {'time':>6s} {'low–high':>11s} {'prepare':>8s} {'memory':>7s} {'above model':>12s} "
+        f"{'row, probe tokens':>18s}"
     )
     plain_memory = memory("plain")
     for method in arms:
-        ratios, prepared = compare(method, args)
+        ratios, arm = compare(method, args)
         peak = memory(method)
         above = (peak["peak"] - peak["loaded"]) / (plain_memory["peak"] - plain_memory["loaded"])
         print(
             f"{method:22s} {statistics.median(ratios):6.2f} {min(ratios):5.2f}–{max(ratios):.2f} "
-            f"{prepared:6.1f} s {peak['peak'] / plain_memory['peak']:7.2f} {above:12.2f}",
+            f"{arm.prepared:6.1f} s {peak['peak'] / plain_memory['peak']:7.2f} {above:12.2f} "
+            f"{'{:.0f}, {:.0f}'.format(*arm.tokens):>18s}",
             flush=True,
         )
 
 
-def compare(method: str, args: argparse.Namespace) -> tuple[list[float], float]:
-    """One ratio of step times a block, and the seconds of preparing."""
+def compare(method: str, args: argparse.Namespace) -> tuple[list[float], Arm]:
+    """One ratio of step times a block, and the method's arm."""
     with tempfile.TemporaryDirectory() as folder:
         plain, arm = (Arm(m, args, Path(folder) / m) for m in ("plain", method))
         ratios = []
@@ -138,7 +141,7 @@ def compare(method: str, args: argparse.Namespace) -> tuple[list[float], float]:
             for _ in range(args.blocks):
                 seconds = [(plain.step(), arm.step()) for _ in range(BLOCK)]
                 ratios.append(sum(s for _, s in seconds) / sum(s for s, _ in seconds))
-        return ratios, arm.prepared
+        return ratios, arm
 
 
 def memory(method: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def point(
     fpr: float | None = 0.1,
     unscored: float = 0.0,
     seed: int | None = None,
+    method: str | None = None,
     **more: Any,
 ) -> Point:
     """A point with these numbers; those of one name differ in their seed alone."""
@@ -56,7 +57,7 @@ def point(
     return Point(
         id=f"{name}-{seed}",
         name=name if seed is None else f"{name} seed={seed}",
-        method=name if fused else "",
+        method=(method or name) if fused else "",
         seed=seed,
         control=control,
         threshold=0.5,

@@ -18,6 +18,7 @@ from guardkeel.fusion.sweep.front import front
 from guardkeel.fusion.sweep.grid import points, shipped
 from guardkeel.fusion.sweep.measuring import Yardstick, gain, mean_gain
 from guardkeel.fusion.sweep.results import SuiteVerdict
+from guardkeel.fusion.sweep.standings import standings
 from guardkeel.fusion.sweep.weights import Weights
 from guardkeel.models.loading import load_model
 from guardkeel.records import Estimate
@@ -221,6 +222,45 @@ def test_a_guard_whose_scores_only_slid_has_all_its_recall_at_the_references_fpr
     slid = yardstick(scores / 4, 0.6)
     assert slid["recall"].value == 0 and slid["change"].value == 0
     assert slid["recall_matched"].value == yardstick(scores, 0.6)["recall_matched"].value
+
+
+def test_each_method_stands_at_its_best_and_against_plain_interpolation_item_by_item():
+    metas = items()
+    unsafe = np.array([m.unsafe for m in metas])
+    scores = {
+        "reference": np.where(unsafe, 0.9, 0.1),
+        "half": np.where(unsafe, 0.9, 0.1),
+        "weak": np.where(unsafe, 0.9, 0.1),
+        "best": np.where(unsafe, 0.9, 0.1),
+    }
+    scores["half"][np.flatnonzero(unsafe)[:10]] = 0.05  # below every safe item: lost at any threshold
+    found = [
+        REFERENCE,
+        DAMAGED,
+        point("half", method="linear", control="interpolation", recall=0.75, gain=0.95, fpr=0.10),
+        point(
+            "weak", method="ties", settings={"density": 0.2}, recall=1.0, gain=0.5, fpr=0.10
+        ),  # its recall does not count: gain is short
+        point("best", method="ties", recall=0.8, gain=0.9, fpr=0.10),
+        point("far", method="dare", recall=1.0, gain=0.1, fpr=0.10),
+    ]
+    scores["far"] = scores["half"]
+    scores = {f"{name}-None": values for name, values in scores.items()}
+    stood = standings(found, Rule(), Yardstick(metas, scores["reference-None"], 0.5), scores)
+    assert [(s.method, s.point, s.satisfied) for s in stood] == [
+        ("ties", "best-None", True),
+        ("interpolation", "half-None", True),
+        ("dare", "far-None", False),
+    ]
+    assert stood[0].against.value == 10 / 40 and stood[0].against.low > 0
+    assert stood[1].against.value is None and stood[2].against.value == 0
+
+
+def test_without_plain_interpolation_nothing_is_said_of_it():
+    scores = dict.fromkeys(("reference-None", "best-None"), np.linspace(0, 1, 60))
+    found = [REFERENCE, point("best", method="ties", recall=0.8, gain=0.95, fpr=0.10)]
+    (only,) = standings(found, Rule(), Yardstick(items(), scores["reference-None"], 0.5), scores)
+    assert only.against.value is None and "no plain interpolation" in only.against.note
 
 
 def test_unscored_is_counted_apart_and_never_caught():

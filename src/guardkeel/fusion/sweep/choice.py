@@ -43,7 +43,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class _Setting:
+class Setting:
     """Points that differ in their seed alone; their means, NaN where one is not known."""
 
     first: Point
@@ -72,12 +72,12 @@ class _Setting:
 
 def choose(points: Sequence[Point], rule: Rule) -> Choice:
     """Apply the rule to the points of a sweep, the reference among them."""
-    reference = next(p for p in points if p.control == "reference")
-    settings = _settings([p for p in points if p.control not in ("reference", "candidate")])
+    reference = reference_of(points)
+    settings = settings_of(points)
     good = [s for s in settings if s.lacks(rule, reference) == 0]
-    known = [s for s in settings if math.isfinite(s.lacks(rule, reference))]
+    best = best_of(settings, rule, reference)
 
-    def told(chosen: _Setting | None, satisfied: bool, reason: str) -> Choice:
+    def told(satisfied: bool, reason: str, chosen: Setting | None = best) -> Choice:
         return Choice(
             rule=rule.words(),
             chosen=chosen.first.id if chosen else None,
@@ -87,25 +87,40 @@ def choose(points: Sequence[Point], rule: Rule) -> Choice:
             considered=len(settings),
         )
 
-    if good:
-        best = max(good, key=_rank)
-        return told(best, True, f"{len(good)} of {len(settings)} settings satisfy the rule; {_said(best)}")
     none = f"none of {len(settings)} settings satisfies the rule"
-    if not known:
-        return told(None, False, f"{none}, and of none is all known that it asks for" if settings else none)
-    near = min(known, key=lambda s: (s.lacks(rule, reference), *(-v for v in _rank(s))))
+    if best is None:
+        return told(False, f"{none}, and of none is all known that it asks for" if settings else none)
+    if good:
+        return told(True, f"{len(good)} of {len(settings)} settings satisfy the rule; {_said(best)}")
     if not rule.fallback:
-        return told(None, False, f"{none}; the nearest is {near.first.name}: {_said(near)}")
-    return told(near, False, f"{none}; this is the nearest: {_said(near)}")
+        return told(False, f"{none}; the nearest is {best.first.name}: {_said(best)}", None)
+    return told(False, f"{none}; this is the nearest: {_said(best)}")
 
 
-def _settings(points: Sequence[Point]) -> list[_Setting]:
+def reference_of(points: Sequence[Point]) -> Point:
+    """The reference among the points."""
+    return next(p for p in points if p.control == "reference")
+
+
+def best_of(settings: Sequence[Setting], rule: Rule, reference: Point) -> Setting | None:
+    """The best of those that satisfy the rule, or else the nearest to it; None where of none enough is known."""
+    good = [s for s in settings if s.lacks(rule, reference) == 0]
+    known = [s for s in settings if math.isfinite(s.lacks(rule, reference))]
+    if good:
+        return max(good, key=_rank)
+    return min(known, key=lambda s: (s.lacks(rule, reference), *(-v for v in _rank(s))), default=None)
+
+
+def settings_of(points: Sequence[Point]) -> list[Setting]:
+    """What was tried between reference and candidates, seeds together."""
     groups: dict[str, list[Point]] = {}
     for p in points:
+        if p.control in ("reference", "candidate"):
+            continue
         key = repr((p.method, sorted(p.settings.items()), sorted(p.extras.items())))
         groups.setdefault(key, []).append(p)
     return [
-        _Setting(
+        Setting(
             first=min(found, key=lambda p: -1 if p.seed is None else p.seed),
             recall=_mean([p.recall_matched.value for p in found]),
             gain=_mean([p.gain.value for p in found]),
@@ -122,10 +137,10 @@ def _mean(values: Sequence[float | None]) -> float:
     return math.fsum(known) / len(known)
 
 
-def _rank(s: _Setting) -> tuple[float, float, float]:
+def _rank(s: Setting) -> tuple[float, float, float]:
     return (s.recall, s.gain, -s.fpr)
 
 
-def _said(s: _Setting) -> str:
+def _said(s: Setting) -> str:
     over = f", means over {s.seeds} seeds" if s.seeds > 1 else ""
     return f"recall {s.recall:.1%}, task gain kept {s.gain:.0%}, FPR {s.fpr:.1%}{over}"

@@ -89,6 +89,14 @@ class Yardstick:
             "score_distance": self._distance(after),
         }
 
+    def caught(self, scores: Floats) -> Bools:
+        """Which unsafe items are caught at the reference's FPR."""
+        return self._flagged(scores, self.operating(scores, scores))[self.unsafe]
+
+    def against(self, before: Floats, after: Floats) -> Estimate:
+        """Recall of `after` − of `before`, each at the reference's FPR, paired."""
+        return paired_change(self.caught(before), self.caught(after), self.groups[self.unsafe])
+
     def operating(self, scores: Floats, other: Floats) -> Operating:
         """Where `scores` flag as many safe items as the reference as shipped, of those that it and `other` scored."""
         of = ~self.unsafe & ~np.isnan(self.reference) & ~np.isnan(other)

@@ -21,7 +21,7 @@ def measured(config: SweepConfig, read: Material, said: Mapping[str, Rows], thre
     known = [(a, identity) for a, identity in known if identity in said]
     start = said[next(identity for a, identity in known if a.control == "reference")]
     ends = [said[identity] for a, identity in known if a.control == "candidate"]
-    yardstick = Yardstick([meta(i) for i in read.items], start.scores, threshold, config.seed)
+    yardstick = yardstick_of(config, read, start, threshold)
     names = [c.name for c in read.candidates]
     found = []
     for asked, identity in known:
@@ -48,6 +48,11 @@ def measured(config: SweepConfig, read: Material, said: Mapping[str, Rows], thre
     ]
     beaten = front([[math.nan if v is None else v for v in row] for row in values])
     return [p.model_copy(update={"front": f}) for p, f in zip(found, beaten, strict=True)]
+
+
+def yardstick_of(config: SweepConfig, read: Material, reference: Rows, threshold: float) -> Yardstick:
+    """What points are measured with, by what the reference said."""
+    return Yardstick([meta(i) for i in read.items], reference.scores, threshold, config.seed)
 
 
 def _gains(

@@ -93,6 +93,21 @@ class Choice(_Result):
     considered: int
 
 
+class Standing(_Result):
+    """The best that a method came to under the rule, against the best of plain interpolation."""
+
+    method: str = Field(description="its name, or the control's")
+    point: str = Field(description="id of its best setting's point, the first seed's where it draws")
+    satisfied: bool = Field(
+        description="whether that setting satisfies the rule; where not, it is the nearest"
+    )
+    recall: float | None = Field(description="at the reference's FPR, the mean over seeds")
+    gain: float | None = Field(description="task gain kept, the mean over seeds")
+    fpr: float | None = Field(description="as shipped, the mean over seeds")
+    seeds: int
+    against: Estimate = Field(description="recall − plain interpolation's, paired; undefined for itself")
+
+
 class SuiteVerdict(_Result):
     """Recall on one suite of `test` items (or all, "*"): the reference, the damaged guards and the repaired one."""
 
@@ -155,6 +170,7 @@ class SweepResults(_Result):
         default_factory=list, description="methods of the shipped grid that lack something"
     )
     choice: Choice
+    standings: list[Standing] = Field(default_factory=list, description="the best of each method, best first")
     diagnostics: Diagnostics | None = Field(default=None, description="of the chosen point")
     confirmation: Confirmation | None = None
     notes: list[str] = Field(default_factory=list)

@@ -17,15 +17,16 @@ import guardkeel
 from guardkeel.errors import GuardkeelError
 from guardkeel.evaluation.audit import Watch
 from guardkeel.evaluation.selection import suite_infos
-from guardkeel.fusion.sweep.choice import Rule, choose
+from guardkeel.fusion.sweep.choice import Rule, choose, reference_of
 from guardkeel.fusion.sweep.config import SweepConfig, read_config
 from guardkeel.fusion.sweep.confirming import Confirming
 from guardkeel.fusion.sweep.engine import Engine
 from guardkeel.fusion.sweep.material import Material, material
-from guardkeel.fusion.sweep.points import compared, measured
+from guardkeel.fusion.sweep.points import compared, measured, yardstick_of
 from guardkeel.fusion.sweep.reading import VERB
 from guardkeel.fusion.sweep.results import Confirmation, Failed, Point, SweepResults
 from guardkeel.fusion.sweep.scoring import Rows, Scorer
+from guardkeel.fusion.sweep.standings import standings
 from guardkeel.fusion.sweep.task import Task
 from guardkeel.fusion.sweep.weights import Weights
 from guardkeel.guards.classifier import ClassifierGuard
@@ -94,9 +95,9 @@ def run(
     gc.collect()  # the confirming audits load their guards one by one
 
     found = measured(config, read, said, info.threshold)
-    chosen = choose(
-        found, Rule(config.floor, config.fpr_margin, config.unscored_margin, config.fallback == "nearest")
-    )
+    rule = Rule(config.floor, config.fpr_margin, config.unscored_margin, config.fallback == "nearest")
+    chosen = choose(found, rule)
+    yardstick = yardstick_of(config, read, said[reference_of(found).id], info.threshold)
     results = SweepResults(
         reference=info,
         candidates=[c.name for c in read.candidates],
@@ -109,6 +110,7 @@ def run(
         failed=failed,
         skipped=list(read.skipped),
         choice=chosen,
+        standings=standings(found, rule, yardstick, {i: rows.scores for i, rows in said.items()}),
         notes=[*notes, *compared(found, chosen)],
     )
     point = results.point(chosen.chosen)
