@@ -62,8 +62,13 @@ def confirmed(results: SweepResults) -> str:
     chosen = results.point(results.choice.chosen)
     assert chosen is not None
     rows = [
-        [s.suite.replace("*", "all"), str(s.n), percent(s.reference), *map(percent, s.damaged.values())]
-        + [percent(s.repaired), points(s.change), s.outcome or ""]
+        [
+            s.suite.replace("*", "all"),
+            str(s.n),
+            *map(percent, (s.reference, *s.damaged.values(), s.repaired)),
+            points(s.change),
+            s.outcome or "",
+        ]
         for s in found.suites
         if s.n
     ]
@@ -76,7 +81,8 @@ def confirmed(results: SweepResults) -> str:
 
 def verdict(found: Confirmation) -> str:
     """The answer over all suites, and the gate's."""
-    return f"{found.verdict} over all suites at a margin of {100 * found.margin:g} points; gate: {found.repaired.decision}"
+    said = f"{found.verdict} over all suites at a margin of {100 * found.margin:g} points"
+    return f"{said}; gate: {found.repaired.decision}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
