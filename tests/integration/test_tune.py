@@ -280,7 +280,10 @@ POSTHOC = ("interpolation", "safe-lora")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_for_three_steps(tuned, harbour, place, tmp_path, method):
     unaligned = str(make_tiny("llama", tmp_path / "before", seed=1)) if METHODS[method].needs else None
-    results = tuned(tmp_path / "run", method=method, monitor=[], steps=3, every=9, unaligned=unaligned)
+    options = {method: {"heads": ["0-1"]}} if method.startswith("heads") else {}
+    results = tuned(
+        tmp_path / "run", method=method, monitor=[], steps=3, every=9, unaligned=unaligned, options=options
+    )
     assert math.isfinite(results.after.loss) and results.steps == 3
     assert all(math.isfinite(v) for row in read_log(tmp_path / "run") for v in row.values())
     load_guard(str(tmp_path / "run" / "tuned"), dtype="float32")

@@ -16,16 +16,21 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Run directory of an audit, a leaderboard or a fuse sweep.")],
+    run: Annotated[Path, typer.Argument(help="Run directory of an audit, a leaderboard, a fuse sweep or heads.")],
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write report.html from a run directory: one file, no scripts needed, printable; no model is loaded."""
     from guardkeel.records import read_record
     from guardkeel.report import write_report
     from guardkeel.report.fuse import write_sweep_report
+    from guardkeel.report.heads import write_heads_report
     from guardkeel.report.leaderboard import write_leaderboard_report
 
-    pages = {"leaderboard": write_leaderboard_report, "fuse-sweep": write_sweep_report}
+    pages = {
+        "leaderboard": write_leaderboard_report,
+        "fuse-sweep": write_sweep_report,
+        "heads": write_heads_report,
+    }
     path = pages.get(read_record(run).verb, write_report)(run)
     say(literal(path))
     if open_it:

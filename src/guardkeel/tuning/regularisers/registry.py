@@ -21,6 +21,7 @@ from guardkeel.tuning.regularisers.asft import AsFT
 from guardkeel.tuning.regularisers.base import Regulariser, Settings
 from guardkeel.tuning.regularisers.ewc import EWC
 from guardkeel.tuning.regularisers.fwssr import FWSSR, LADDER
+from guardkeel.tuning.regularisers.heads import Heads
 from guardkeel.tuning.regularisers.kl import KL
 from guardkeel.tuning.regularisers.l2sp import L2SP
 from guardkeel.tuning.regularisers.lisa import Lisa
@@ -84,6 +85,8 @@ METHODS: dict[str, Method] = {
     "safegrad": Method(SafeGrad, "task gradients projected where they conflict with the guard's, plus KL"),
     "lisa": Method(Lisa, "turns of task and guard steps, held near each other"),
     "asft": Method(AsFT, "updates kept along the alignment direction"),
+    "heads": Method(Heads, "the attention heads that carry the verdict left as they are"),
+    "heads-random": Method(Heads, "control: as many other heads left as they are", {"random": 0}),
     **{name: Method(FWSSR, _RUNGS.get(name, name), options) for name, options in LADDER.items()},
     "interpolation": Method(Interpolation, "plain, then a step back towards the reference"),
     "safe-lora": Method(SafeLoRA, "plain, then updates projected onto the alignment direction"),
