@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from guardkeel.cli import curate_adjudicate
 from guardkeel.cli.audit import duration
+from guardkeel.cli.group import OWN, OwnForm
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 
 if TYPE_CHECKING:
@@ -60,6 +62,9 @@ guard = "keel-135m"
 [[jury.juror]]
 recorded = "votes.jsonl"
 
+# [adjudicate]                  # people decide what the jury left open: guardkeel curate adjudicate
+# people = 2                    # labels that have to agree
+
 [split]
 against = ["all"]
 
@@ -70,8 +75,11 @@ also = ["aegis-2"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("curate")(curate)
+    """Add the verb, and its sub-command."""
+    group = typer.Typer(cls=OwnForm, help="Build guard data from a pipeline file.")
+    group.command(OWN, hidden=True)(curate)
+    curate_adjudicate.register(group)
+    app.add_typer(group, name="curate")
 
 
 def curate(
