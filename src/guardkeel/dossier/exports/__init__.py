@@ -1,0 +1,1 @@
+"""What leaves a dossier, in the formats of others."""
