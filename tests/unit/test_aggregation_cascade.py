@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -89,6 +91,15 @@ def test_settled_items_are_decided_as_by_everyone():
     dear_last = simulate(Cascade((1.0, 2.0, 3.0, 4.0, 50.0)), advice, weights, unsafe)
     assert dear_last.calls.low > 0.2
     assert dear_last.cost.value > dear_last.calls.value
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.25, 0.75), (0.25, 0.5, 0.25), (0.5, 0.25, 0.25)])
+def test_ties_of_experts_that_say_all_or_nothing_are_decided_as_by_everyone(weights):
+    cascade, w = Cascade(tuple(range(1, len(weights) + 1))), np.array(weights)
+    for advice in itertools.product((0.0, 0.5, 1.0), repeat=len(weights)):
+        asked = np.array(asked_in_turn(cascade, advice, w))
+        some = (w * advice)[asked].sum() / w[asked].sum()
+        assert (some >= 0.5) == ((w * advice).sum() >= 0.5), advice
 
 
 def test_the_reach_is_fitted_to_a_margin_and_saves_on_other_items():

@@ -197,6 +197,14 @@ class Guard(Protocol):
         """
         ...
 
+    def keep(self) -> None:
+        """Keep what calls share from one to the next, such as the policy's keys and values.
+
+        For whoever owns the guard, asks it again and again from one thread and does not change it. Most guards have
+        nothing to keep.
+        """
+        return
+
     def score(self, items: Sequence[Judgement], **options: Any) -> list[Verdict]:
         """One verdict for each item, in order; `options` are those of `batches`."""
         verdicts: dict[int, Verdict] = {}

@@ -16,15 +16,11 @@ import torch
 
 from guardkeel.activations.capture import Capture
 from guardkeel.conversation import Side
-from guardkeel.errors import RunError
 from guardkeel.guards.base import Step, Verdict
-from guardkeel.guards.batching import MEMORY_REMEDY
-from guardkeel.guards.categories import CategoryReader
 from guardkeel.guards.decoding import Decoding
-from guardkeel.guards.encoding import Encoded, Encoder
+from guardkeel.guards.encoding import Encoded
+from guardkeel.guards.ground import Ground
 from guardkeel.guards.offsets import shifted
-from guardkeel.guards.prefix import KeyValues, encode_prefix
-from guardkeel.models.devices import is_out_of_memory
 
 if TYPE_CHECKING:
     from guardkeel.guards.causal import CausalGuard
@@ -48,22 +44,19 @@ class Reading:
         self,
         guard: CausalGuard,
         side: Side,
-        encoder: Encoder,
+        ground: Ground,
         encoded: Sequence[Encoded | str],
         capture: Capture,
         categories: bool,
     ) -> None:
         self.guard, self.side, self.encoded = guard, side, encoded
-        self.pad, self.capture = encoder.pad_id, capture
+        self.pad, self.capture = ground.encoder.pad_id, capture
         width = guard.model.config.get_text_config(decoder=True).hidden_size
         self._nothing = np.full((len(capture.layers), width), np.nan, np.float32)
         if side not in guard.grammar.sides:  # its items have no ids and are never run
             return
-        self.form = encoder.form(side)
-        self.reader = None
-        if categories and guard.grammar.categories and self.form.blanks:
-            self.reader = CategoryReader(guard.grammar, side, self.form, guard.tokenizer.eos_token_id)
-        self.prefix = self._shared(encoder.prefix_ids)
+        self.form, self.prefix = ground.form, ground.prefix
+        self.reader = ground.reader if categories else None
 
     def __call__(self, indices: list[int]) -> list[Read]:
         """Verdicts of these items; those that have no ids are unscored."""
@@ -74,19 +67,6 @@ class Reading:
         return [
             rows.get(i) or Read(Verdict(None, unscored=str(self.encoded[i])), self._nothing) for i in indices
         ]
-
-    def _shared(self, ids: list[int]) -> KeyValues | None:
-        if not ids:
-            return None
-        try:
-            with torch.inference_mode():
-                return encode_prefix(self.guard.model, ids)
-        except (RuntimeError, MemoryError) as e:
-            if not is_out_of_memory(e):
-                raise
-            raise RunError(
-                f"out of memory on the policy prefix of {len(ids)} tokens", remedy=MEMORY_REMEDY
-            ) from e
 
     def _run(self, chosen: list[Encoded]) -> list[Read]:
         blanks = self.form.blanks

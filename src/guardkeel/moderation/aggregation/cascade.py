@@ -4,8 +4,8 @@ Experts are asked in the order of their cost. After each answer the tilted mean 
 (tilting: losses.py); W is their weight and R that of those not asked. No more are asked once
 
     settled      whatever the others say, the decision stays: W m / (W + R) ≥ ½ or (W m + R) / (W + R) < ½
-    confident    |m − ½| ≥ reach · R / (W + R), and those who answered disagree by at most `disagreement`:
-                 the decision stays if the others' mean is no further than `reach` from theirs
+    confident    m − ½ ≥ reach · R / (W + R) or ½ − m > reach · R / (W + R), and those who answered disagree by at most
+                 `disagreement`: the decision stays if the others' mean is no further than `reach` from theirs
 
 Settling costs nothing: the decision is that of the whole ensemble, and a later abstention cannot change it. Confidence
 costs a little, which `fit_reach` keeps under a margin on items kept apart for it. A cheap expert of little weight
@@ -82,7 +82,8 @@ class Cascade:
             mean = (w * t).sum(axis=1) / mass
             spread = 2 * np.sqrt((w * (t - mean[:, None]) ** 2).sum(axis=1) / mass)
             settled = (mass * mean >= (mass + rest) / 2) | (mass * mean + rest < (mass + rest) / 2)
-            far = np.abs(mean - 0.5) >= self.reach * rest / (mass + rest)
+            reach = self.reach * rest / (mass + rest)
+            far = np.where(mean < 0.5, 0.5 - mean > reach, mean - 0.5 >= reach)  # a mean of ½ is flagged
             sure = far & (spread <= self.disagreement)
         more: Mask = ~((mass > 0) & (settled | sure))
         return more
