@@ -6,6 +6,9 @@ The file format is JSON Lines with OpenAI-style messages:
      "categories": ["Threat"], "source": "mine", "language": "en"}
 
 Lines end at "\\n" only, so that texts may hold U+2028 and friends. Unknown fields are refused.
+
+A turn may carry images (see images.py): content parts of type `image_url`, which are taken from files of examples and
+refused elsewhere. They come before the turn's text, whatever stood between them.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
 from guardkeel.errors import DataError
+from guardkeel.images import PARTS, Image, from_part
 
 Role = Literal["system", "user", "assistant", "tool"]
 Side = Literal["prompt", "response", "trajectory"]
@@ -42,13 +46,14 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. A `tool` turn is a tool's result and may name its tool and call."""
+    """One message. A `tool` turn is a tool's result and may name its tool and call. Images come before the content."""
 
     role: Role
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     name: str = ""
     tool_call_id: str = ""
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,34 +67,54 @@ class Conversation:
             raise DataError("a conversation has no turns", remedy="give at least one message")
 
     @classmethod
-    def of(cls, prompt: str, response: str | None = None) -> Conversation:
-        """The commonest shape: one user message and, if given, one assistant reply."""
-        turns = (Turn("user", prompt),)
+    def of(cls, prompt: str, response: str | None = None, images: Sequence[Image] = ()) -> Conversation:
+        """The commonest shape: one user message, with its images, and, if given, one assistant reply."""
+        turns = (Turn("user", prompt, images=tuple(images)),)
         return cls(turns if response is None else (*turns, Turn("assistant", response)))
 
     @classmethod
-    def from_messages(cls, messages: Sequence[Mapping[str, Any]]) -> Conversation:
-        """Read OpenAI-style messages; raises DataError naming the message and field."""
+    def from_messages(cls, messages: Sequence[Mapping[str, Any]], *, images: bool = False) -> Conversation:
+        """Read OpenAI-style messages; raises DataError naming the message and field.
+
+        Without `images` a message with one is an error: who has not asked for them would pass over them.
+        """
         given: Any = messages  # whatever a file holds
         if not isinstance(given, list | tuple) or not given:
             raise DataError(
                 f"messages must be a non-empty list, not {given!r:.80}",
                 remedy="give OpenAI-style messages: [{role, content}]",
             )
-        return cls(tuple(_turn(m, i) for i, m in enumerate(given)))
+        return cls(tuple(_turn(m, i, images) for i, m in enumerate(given)))
 
     def to_messages(self) -> list[dict[str, Any]]:
-        """OpenAI-style messages; `from_messages` of the result is this conversation."""
+        """OpenAI-style messages; `from_messages` of the result, with `images`, is this conversation."""
         return [_message(t) for t in self.turns]
 
     @property
+    def images(self) -> tuple[Image, ...]:
+        """The images of all turns, in order."""
+        return tuple(image for turn in self.turns for image in turn.images)
+
+    @property
     def text(self) -> str:
-        """All that is judged as one string: contents and tool calls, in order."""
+        """All that is judged as one string: contents and tool calls, in order; of images what tells them apart."""
         return "\n".join(
             part
             for t in self.turns
-            for part in (t.content, *(f"{c.name}({c.arguments})" for c in t.tool_calls))
+            for part in (
+                *(f"[image {i.mark}]" for i in t.images),
+                t.content,
+                *(f"{c.name}({c.arguments})" for c in t.tool_calls),
+            )
             if part
+        )
+
+    def anchored(self, folder: Path) -> Conversation:
+        """Paths of images that are relative taken from `folder`."""
+        if not self.images:
+            return self
+        return Conversation(
+            tuple(replace(t, images=tuple(i.anchored(folder) for i in t.images)) for t in self.turns)
         )
 
 
@@ -142,7 +167,7 @@ class Example:
             )
         return cls(
             id=identity,
-            conversation=Conversation.from_messages(row["messages"]),
+            conversation=Conversation.from_messages(row["messages"], images=True),
             labels=parse_labels(row.get("labels", {})),
             categories=tuple(_strings(row.get("categories", ()), "categories")),
             source=_string(row.get("source", ""), "source"),
@@ -179,7 +204,10 @@ def text_digest(text: str) -> str:
 
 
 def read_jsonl(path: str | Path) -> Iterator[Example]:
-    """Stream examples from a JSONL file; a bad line raises DataError with file, line, value and remedy."""
+    """Stream examples from a JSONL file; a bad line raises DataError with file, line, value and remedy.
+
+    Relative paths of images start from the file's folder.
+    """
     path = Path(path)
     try:
         handle = path.open("rb")
@@ -190,7 +218,8 @@ def read_jsonl(path: str | Path) -> Iterator[Example]:
     with handle:
         for number, raw in enumerate(handle, 1):
             if raw.strip():
-                yield _parse_line(raw, f"{path}:{number}")
+                example = _parse_line(raw, f"{path}:{number}")
+                yield replace(example, conversation=example.conversation.anchored(path.parent))
 
 
 def write_jsonl(path: str | Path, examples: Iterable[Example]) -> int:
@@ -226,7 +255,7 @@ def _parse_line(raw: bytes, where: str) -> Example:
         raise DataError(f"{where}: {e.problem}", remedy=e.remedy) from e
 
 
-def _turn(message: Any, index: int) -> Turn:
+def _turn(message: Any, index: int, images: bool) -> Turn:
     where = f"message {index}"
     if not isinstance(message, Mapping):
         raise DataError(
@@ -248,7 +277,11 @@ def _turn(message: Any, index: int) -> Turn:
         )
     calls = tuple(_tool_call(c, where) for c in listed)
     content = message.get("content")
+    shown: tuple[Image, ...] = ()
     if isinstance(content, list | tuple):
+        if images:
+            shown = tuple(from_part(p, where) for p in content if _is_image(p))
+            content = [p for p in content if not _is_image(p)]
         content = "\n".join(_text_part(p, where) for p in content)
     refusal = message.get("refusal") or ""
     if content is None and (calls or refusal):
@@ -265,7 +298,12 @@ def _turn(message: Any, index: int) -> Turn:
         tool_calls=calls,
         name=_string(message.get("name") or "", "name"),
         tool_call_id=_string(message.get("tool_call_id") or "", "tool_call_id"),
+        images=shown,
     )
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in PARTS
 
 
 def _text_part(part: Any, where: str) -> str:
@@ -302,6 +340,9 @@ def _tool_call(call: Any, where: str) -> ToolCall:
 
 def _message(turn: Turn) -> dict[str, Any]:
     message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.images:
+        text = [{"type": "text", "text": turn.content}] if turn.content else []
+        message["content"] = [*(i.to_part() for i in turn.images), *text]
     if turn.tool_calls:
         message["tool_calls"] = [
             {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}

@@ -46,6 +46,13 @@ def test_near_duplicates_become_one_unless_their_labels_contradict(tmp_path):
     assert len(found) == 2
 
 
+def test_one_text_under_two_policies_is_two_rows(tmp_path):
+    ours, theirs = ({"policy": {"name": n, "categories": {"Off topic": n}}} for n in ("ours", "theirs"))
+    rows = [row("a", LONG), row("b", LONG, extra=ours), row("c", LONG, extra=theirs), row("d", LONG, extra=ours)]
+    found, _ = dedup(tmp_path, rows)
+    assert [r.id for r in found] == ["a", "b", "c"] and found[1].absorbed == ("d",)
+
+
 def test_contradicting_labels_of_one_text_are_a_disagreement(tmp_path):
     rows = [
         row("a", "same text", prompt_label="safe", categories=()),

@@ -248,7 +248,8 @@ def test_kill_9_loses_at_most_what_was_on_its_way(tmp_path, config):
 def test_every_key_is_documented():
     from guardkeel.curation import config as tables
 
-    text = (Path(__file__).resolve().parents[2] / "docs" / "curate.md").read_text("utf-8")
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    text = "\n".join((docs / page).read_text("utf-8") for page in ("curate.md", "adjudicate.md", "train-guard.md"))
     models = [v for v in vars(tables).values() if isinstance(v, type) and issubclass(v, tables.BaseModel)]
     keys = {key for model in models if model.__module__ == tables.__name__ for key in model.model_fields}
     missing = [k for k in keys if not re.search(rf"(^|[`\[ {{]){k}(`| =|\])", text, re.MULTILINE)]

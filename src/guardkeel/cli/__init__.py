@@ -63,7 +63,9 @@ def _register() -> None:
         report,
         serve,
         suites,
+        train_guard,
         tune,
+        vision,
     )
 
     for module in (
@@ -75,6 +77,8 @@ def _register() -> None:
         heads,
         serve,
         curate,
+        train_guard,
+        vision,
         bench,
         gate,
         dossier,

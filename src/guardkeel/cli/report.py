@@ -16,7 +16,9 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Run directory of an audit, a leaderboard, a fuse sweep or heads.")],
+    run: Annotated[
+        Path, typer.Argument(help="Run directory of an audit, a leaderboard, a fuse sweep or heads.")
+    ],
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write report.html from a run directory: one file, no scripts needed, printable; no model is loaded."""
@@ -25,11 +27,14 @@ def report(
     from guardkeel.report.fuse import write_sweep_report
     from guardkeel.report.heads import write_heads_report
     from guardkeel.report.leaderboard import write_leaderboard_report
+    from guardkeel.report.vision import write_vision_report
 
     pages = {
         "leaderboard": write_leaderboard_report,
         "fuse-sweep": write_sweep_report,
         "heads": write_heads_report,
+        "vision adapt": write_vision_report,
+        "vision mis": write_vision_report,
     }
     path = pages.get(read_record(run).verb, write_report)(run)
     say(literal(path))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guardkeel.conversation import SIDES
+from guardkeel.curation.adjudication import card as adjudication
 from guardkeel.curation.config import CurateConfig
 from guardkeel.curation.rows import Row
 from guardkeel.evaluation.suites.splits import SPLITS
@@ -81,6 +82,7 @@ def card(
         _table("## Categories\n", ["category", "rows"], [[c, n] for c, n in totals.categories.most_common()]),
         _sources(config, totals, steps),
         _jury(steps),
+        adjudication.section(_results(steps, "adjudicate"), _table, _shown),
         _pipeline(totals, steps),
         _limits(config, totals, steps),
     ]

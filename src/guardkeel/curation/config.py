@@ -238,6 +238,109 @@ class JuryConfig(_Table):
         return self
 
 
+class AdjudicateConfig(_Table):
+    """[adjudicate]: people decide where jurors do not, and a share of what jurors agree on."""
+
+    sides: list[Side] = Field(default=["prompt", "response"], min_length=1, description="the sides to decide")
+    unsure: tuple[float, float] = Field(
+        default=(0.2, 0.8), description="between these P(unsafe) of Dawid-Skene, or of a calibrated juror"
+    )
+    audit: float = Field(
+        default=0.05, ge=0, le=1, description="share of agreed items that people judge as well, drawn blindly"
+    )
+    labelled: bool = Field(
+        default=False,
+        description="also sides that had a label before the jury, where the jurors contradict it",
+    )
+    people: int = Field(
+        default=1, ge=1, le=9, description="independent labels of an item; one more decides a tie"
+    )
+    show_votes: bool = Field(
+        default=False, description="show jurors' votes before a person has decided; such labels are marked"
+    )
+    lease: float = Field(default=15.0, gt=0, description="minutes for which an item is kept for one person")
+    unfinished: Literal["hold", "go-on"] = Field(
+        default="hold",
+        description="while items wait for people: hold the pipeline, or go on with what there is",
+    )
+    unresolved: Literal["unlabelled", "jury", "drop"] = Field(
+        default="unlabelled", description="sides on which no decision came: no label, the jury's, or no row"
+    )
+    file: str | None = Field(
+        default=None,
+        description="SQLite file of all decisions; default: adjudication.sqlite in the run's folder",
+    )
+
+    @field_validator("unsure")
+    @classmethod
+    def _band(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1] <= 1:
+            raise ValueError("must be two numbers in [0, 1], the lower one first")
+        return value
+
+
+class RefusalsConfig(_Table):
+    """[synthesis.refusals]: replies that deflect unsafe prompts, labelled safe."""
+
+    writer: str = Field(default="", description="a server's TOML file: a chat model that writes them")
+    recorded: str = Field(default="", description="or a file of replies: id of the row, text, model")
+    count: int | None = Field(default=None, ge=1, description="at most this many; default: every unsafe prompt")
+    ways: list[Literal["decline", "explain", "redirect", "care", "steer"]] = Field(
+        default=["decline", "explain", "redirect", "care", "steer"],
+        min_length=1,
+        description="how the writer is asked to deflect, by turns",
+    )
+    check: str = Field(
+        default="", description="a guard that must find a reply safe, as guardkeel audit takes it"
+    )
+
+    @model_validator(mode="after")
+    def _from_somewhere(self) -> Self:
+        if not (self.writer or self.recorded):
+            raise ValueError("give a writer or recorded")
+        return self
+
+
+class TopicsConfig(_Table):
+    """[synthesis.topics]: rows under a topic's rule, on topic safe and off topic unsafe."""
+
+    templates: int = Field(default=0, ge=0, description="this many from texts that come along and from the rows")
+    kinds: list[Literal["only", "never", "categories"]] = Field(
+        default=["only", "never", "categories"], min_length=1, description="the kinds of rules of these"
+    )
+    writer: str = Field(default="", description="a server's TOML file: a chat model that writes dialogues")
+    dialogues: int = Field(default=200, ge=1, description="how many dialogues the writer is asked for")
+    recorded: str = Field(
+        default="", description="a file of dialogues with turns and on_topic, or of CantTalkAboutThis"
+    )
+    licence: str = Field(default="", description="of written and recorded dialogues")
+
+    @model_validator(mode="after")
+    def _from_somewhere(self) -> Self:
+        if not (self.templates or self.writer or self.recorded):
+            raise ValueError("give templates, a writer or recorded")
+        return self
+
+
+class SynthesisConfig(_Table):
+    """[synthesis]: rows that are written."""
+
+    refusals: RefusalsConfig | None = None
+    topics: TopicsConfig | None = None
+    price: Price = Price()
+    budget: float | None = Field(default=None, ge=0, description="most that this run may cost")
+    currency: str = "USD"
+    cache: str | None = Field(
+        default=None, description="file of all texts; default: synthesis.sqlite in the run's folder"
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.refusals is None and self.topics is None:
+            raise ValueError("give refusals or topics")
+        return self
+
+
 class SplitConfig(_Table):
     """[split]: which rows are for fitting, for calibrating and for testing."""
 
@@ -287,6 +390,8 @@ class CurateConfig(BaseModel):
     redact: RedactConfig | None = None
     map: MapConfig | None = None
     jury: JuryConfig | None = None
+    adjudicate: AdjudicateConfig | None = None
+    synthesis: SynthesisConfig | None = None
     split: SplitConfig = SplitConfig()
     export: ExportConfig = ExportConfig()
     data_folder: str | None = Field(default=None, description="folder that data: references start from")

@@ -28,6 +28,7 @@ from guardkeel.curation.minhash import PART, NearIndex, Texts
 from guardkeel.curation.rows import DISAGREEMENT, Row, merged, parse_line
 from guardkeel.evaluation.suites.near_duplicates import near_duplicates
 from guardkeel.evaluation.suites.splits import comparable
+from guardkeel.records import value_digest
 
 MOST_KEPT = 64
 """Rows of one set that stay and are compared with; a set of more different ones is a template, not a copy."""
@@ -109,7 +110,7 @@ def deduplicated(
             ranks = array("i")
             for number, raw in enumerate(rows.lines(), 1):
                 row = parse_line(raw, f"{path}:{number}")
-                index.add(compared(row.conversation), near=near)
+                index.add(_compared(row), near=near)
                 ranks.append(_rank(row))
                 if number % 1000 == 0:
                     watch("dedup: read", number, total)
@@ -136,6 +137,12 @@ def deduplicated(
                 yield replace(row, group=groups.get(row.group, row.group)).line()
     finally:
         rows.close()
+
+
+def _compared(row: Row) -> str:
+    """The same text under another policy is another row."""
+    text = compared(row.conversation)
+    return f"policy {value_digest(row.extra['policy'])}{PART}{text}" if row.own_policy else text
 
 
 def _groups(absorbed: dict[int, list[int]], rows: RowFile) -> dict[str, str]:

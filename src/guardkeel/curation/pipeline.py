@@ -25,6 +25,7 @@ from guardkeel.curation.jury.cache import MEMORY, VoteCache
 from guardkeel.curation.jury.cost import CostEstimate
 from guardkeel.curation.jury.jurors import open_jurors
 from guardkeel.curation.steps import STEPS, Context, Done, Step
+from guardkeel.curation.steps.adjudicate import Adjudicate
 from guardkeel.curation.steps.base import STEP, OnCost, Watch
 from guardkeel.curation.steps.jury import Jury, plan
 from guardkeel.errors import ConfigError, DataError, RunError
@@ -135,7 +136,7 @@ def run(
     with _held(out):
         write_text(out / CONFIG, toml_text(config.model_dump(mode="json")))
         for step in steps:
-            inputs = step.inputs(config, watch)
+            inputs = _inputs(step, config, out, watch)
             digest = step.digest(inputs, made.steps)
             done = None if step.name in redo else _done(step, out, digest)
             if done is None:
@@ -165,7 +166,7 @@ def planned(
     before: list[tuple[Done, Path]] = []
     known = True
     for step in _steps(config, None, ()):
-        inputs = step.inputs(config, watch)
+        inputs = _inputs(step, config, out, watch)
         done = _done(step, out, step.digest(inputs, [d for d, _ in before])) if known else None
         estimates: tuple[CostEstimate, ...] = ()
         if known and done is None and isinstance(step, Jury):
@@ -176,6 +177,12 @@ def planned(
         if done is not None:
             before.append((done, step.folder(out)))
     return found
+
+
+def _inputs(step: Step, config: CurateConfig, out: Path, watch: Watch) -> dict[str, Any]:
+    """What the rows of a step follow from: for adjudication also what people have decided since."""
+    found = step.inputs(config, watch)
+    return found | step.decided(config, out) if isinstance(step, Adjudicate) else found
 
 
 def _estimates(

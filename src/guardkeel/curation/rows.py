@@ -78,6 +78,11 @@ class Row:
     split: Split | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
 
+    @property
+    def own_policy(self) -> bool:
+        """Whether its labels are true under a policy of its own alone (see synthesis/rules.py)."""
+        return bool(self.extra.get("policy"))
+
     def label(self, side: Side) -> Label | None:
         """The label of a side; None where it is unknown."""
         found = self.labels.get(side)

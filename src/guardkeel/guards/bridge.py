@@ -36,7 +36,7 @@ from urllib.parse import parse_qsl
 from guardkeel.conversation import Conversation, Side
 from guardkeel.errors import ConfigError, OfflineError, RunError, UnsafeFileError
 from guardkeel.guards.base import Batch, Guard, Judgement, Verdict
-from guardkeel.guards.judged import judged_text
+from guardkeel.guards.judged import BLIND, judged_text
 from guardkeel.guards.registry import family_named
 from guardkeel.records import value_digest
 from guardkeel.resources import is_offline
@@ -262,6 +262,8 @@ class BridgeGuard(Guard):
             return "any-guardrail's guards judge prompts and responses, not trajectories"
         if ("input" if item.side == "prompt" else "output") not in stages:
             return f"{self.name} does not judge the {item.side} side"
+        if item.conversation.images:
+            return BLIND
         text = judged_text(item.conversation, item.side).encode("utf-8", "replace").decode()
         if not text.strip():
             return "the text is empty"

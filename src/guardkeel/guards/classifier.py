@@ -15,7 +15,7 @@ from guardkeel.errors import ConfigError, ModelError
 from guardkeel.guards.base import Batch, Guard, Judgement, Verdict
 from guardkeel.guards.batching import halving, plan
 from guardkeel.guards.disarm import Disarmer
-from guardkeel.guards.judged import judged_pair
+from guardkeel.guards.judged import BLIND, judged_pair
 from guardkeel.guards.labels import SAFE_NAMES, UNSAFE_NAMES, unsafe_labels
 from guardkeel.guards.offsets import NO_OFFSETS, Offsets, shifted
 from guardkeel.guards.shorten import Shortener
@@ -159,6 +159,8 @@ class ClassifierGuard(Guard):
             tokens = encoded["input_ids"]  # segments only where the tokenizer says that its model wants them
             return list(zip(tokens, encoded.get("token_type_ids") or [0] * len(tokens), strict=True))
 
+        if item.conversation.images:
+            return BLIND
         texts = [self._disarm(text) for text in judged_pair(item.conversation, item.side)]
         try:
             found, dropped = self._shortener.fit(texts, ids, self.max_tokens)

@@ -7,6 +7,7 @@ does (`share` checks that they do here); further plain text is shared as far as 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,13 +17,15 @@ from guardkeel.errors import ConfigError
 from guardkeel.guards.base import Family, Judgement, Rendered, common
 from guardkeel.guards.disarm import Disarmer
 from guardkeel.guards.form import Form
+from guardkeel.guards.judged import BLIND
 from guardkeel.guards.shorten import GAP, Shortener
 
-__all__ = ["GAP", "Encoded", "Encoder", "NotSharedError"]
+__all__ = ["GAP", "PROBES", "Encoded", "Encoder", "NotSharedError"]
 
 _WORTH = 8  # tokens of plain text from which sharing them pays
 _NEAR = 64  # characters after the prefix that can still change its last tokens
-_PROBES = ("a", " a", "\n", "\n\na", "1", ".", ": ", "é", "中", "'s", "")  # what a message may begin with
+PROBES = ("a", " a", "\n", "\n\na", "1", ".", ": ", "é", "中", "'s", "")
+"""What a message may begin with."""
 
 _JUDGED = {"prompt": "user", "response": "assistant"}
 
@@ -50,6 +53,9 @@ class Encoder:
     `prefix_ids` is what all items share (empty until `share`); `encode` gives the ids after it.
     """
 
+    sees = False
+    """Whether conversations may have images; see vision.py."""
+
     def __init__(self, family: Family, tokenizer: Any, *, max_tokens: int = 2048) -> None:
         self.family = family
         self.tokenizer = tokenizer
@@ -58,6 +64,13 @@ class Encoder:
         self._shortener = Shortener(tokenizer, max_tokens)
         self._forms: dict[Side, Form] = {}
         self._head, self._head_ids, self._plain_ids = "", list[int](), list[int]()
+
+    def under(self, family: Family) -> Encoder:
+        """One for another policy with the same tokenizer, of which all is known already; nothing is shared yet."""
+        other = copy.copy(self)
+        other.family, other._forms = family, {}
+        other._head, other._head_ids, other._plain_ids = "", [], []
+        return other
 
     def form(self, side: Side) -> Form:
         """The family's blanks for a side."""
@@ -111,6 +124,8 @@ class Encoder:
             raise ConfigError(
                 f"it has no {judged} message", remedy=f"give one, or take the {item.side} label away"
             )
+        if item.conversation.images and not self.sees:
+            raise ConfigError(BLIND, remedy="take a guard that sees images, or leave them out")
         form = self.form(item.side)
         opened = 0
         conversation = self._disarmed(item.conversation)
@@ -167,7 +182,7 @@ class Encoder:
         rest = prefix[len(self._head) :]
         if len(self._tokenise(rest)) < _WORTH:
             return []
-        continued = [self._tokenise(rest + probe) for probe in _PROBES]
+        continued = [self._tokenise(rest + probe) for probe in PROBES]
         rows = continued + [self._tokenise(t[len(self._head) :]) for t in texts]
         return rows[0][: min(common(rows), min(map(len, rows)) - 1)]
 
@@ -190,6 +205,7 @@ class Encoder:
                     ),
                     name=clean(t.name),
                     tool_call_id=clean(t.tool_call_id),
+                    images=t.images,
                 )
                 for t in conversation.turns
             )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from guardkeel.conversation import Conversation, Side
 from guardkeel.guards.transcript import transcript
 
+BLIND = "it has images, and this guard reads texts alone"
+"""Why such a guard leaves a conversation with images unscored: a text without its image may be another request."""
+
 
 def judged_text(conversation: Conversation, side: Side) -> str:
     """The last user message, the last reply with its tool calls, or the whole transcript.

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from guardkeel.conversation import SIDES, Conversation, Example, Label, Side
 from guardkeel.errors import DataError, ModelError
 from guardkeel.guards.base import Batch, Guard, Judgement, Verdict
-from guardkeel.guards.judged import judged_text
+from guardkeel.guards.judged import BLIND, judged_text
 from guardkeel.records import atomic_writer, write_json
 
 FAMILY = "linear"
@@ -153,10 +153,10 @@ class LinearGuard(Guard):
         documents = [_document(i.conversation, i.side) for i in items]
         margins = self._margins([text for text, _ in documents])
         return [
-            Verdict(self._chance(margin), dropped=dropped)
-            if text
-            else Verdict(None, unscored="the text is empty")
-            for (text, dropped), margin in zip(documents, margins, strict=True)
+            Verdict(None, unscored=BLIND if item.conversation.images else "the text is empty")
+            if item.conversation.images or not text
+            else Verdict(self._chance(margin), dropped=dropped)
+            for item, (text, dropped), margin in zip(items, documents, margins, strict=True)
         ]
 
     def _margins(self, texts: Sequence[str]) -> Floats:

@@ -19,9 +19,12 @@ from guardkeel.guards.encoding import Encoder
 from guardkeel.guards.guard_policy import GuardPolicy, read_policy
 from guardkeel.guards.kinds import kind_of, open_other, other_path
 from guardkeel.guards.registry import CLASSIFIER, families, family_named, guess
+from guardkeel.guards.vision import VisionGuard
 from guardkeel.models.adapters import adapter_base, attach_adapter, is_adapter
 from guardkeel.models.checks import read_json
+from guardkeel.models.eyes import eyes_of, has_eyes
 from guardkeel.models.loading import base_folder, load_model, load_tokenizer, local_checkpoint, task_of
+from guardkeel.models.sight import Sight
 from guardkeel.resources import Progress, parse, resolve
 
 AnyGuard = CausalGuard | ClassifierGuard
@@ -116,6 +119,7 @@ def load_checkpoint(
     device: str = "auto",
     max_tokens: int | None = None,
     token_budget: int | None = None,
+    images: bool = False,
     offline: bool | None = None,
     progress: Progress | None = None,
     trust_remote_code: bool = False,
@@ -132,6 +136,8 @@ def load_checkpoint(
         device: auto, cpu, cuda or cuda:N.
         max_tokens: longest input in tokens; longer messages are shortened in the middle, and counted.
         token_budget: padded tokens a batch may hold.
+        images: load the image part as well, and judge conversations with their images (see vision.py); without it a
+            model that sees is its language model, and conversations with images are unscored.
         offline: never use the network.
         progress: called with (what, done, total).
         trust_remote_code: run the checkpoint's own Python code. Off unless you pass it.
@@ -157,12 +163,18 @@ def load_checkpoint(
         raise ConfigError(
             f"{reference}: a sequence classifier takes no guard policy", remedy="leave the policy out"
         )
+    if images and (grammar is None or not has_eyes(below, read_json(below / "config.json", ""))):
+        raise ConfigError(
+            f"{reference}: no model that sees images, or one without its image processor",
+            remedy="load it without images, or put its preprocessor_config.json beside config.json",
+        )
     model = load_model(
         path,
         dtype,
         device,
         base=below if below != path else None,
         trust_remote_code=trust_remote_code,
+        images=images,
         progress=progress,
     )
     tokenizer = load_tokenizer(below, trust_remote_code=trust_remote_code)
@@ -178,6 +190,11 @@ def load_checkpoint(
         options["max_tokens"] = max_tokens
     if grammar is None:
         return ClassifierGuard(model, tokenizer, unsafe=said.unsafe_labels, **options)
+    if images:
+        whole = model.get_base_model() if _wrapped(model) else model
+        return VisionGuard(
+            model, tokenizer, grammar, Sight(whole, eyes_of(whole, tokenizer, below)), **options
+        )
     return CausalGuard(model, tokenizer, grammar, **options)
 
 

@@ -12,6 +12,7 @@ from guardkeel.guards.aegis import Aegis, AegisPermissive
 from guardkeel.guards.base import Family
 from guardkeel.guards.granite_guardian import GraniteGuardian3, GraniteGuardian33
 from guardkeel.guards.keel import Keel
+from guardkeel.guards.keel_policy import KeelPolicy
 from guardkeel.guards.llama_guard import (
     LlamaGuard1,
     LlamaGuard2,
@@ -45,6 +46,7 @@ _HINTS = {
     "shieldgemma": re.compile(r"(?<![a-z0-9])shield[-_ ]?gemma(?![-_ ]?2(?![0-9]*b))"),  # 2 judges images
     "qwen3guard": re.compile(r"(?<![a-z0-9])qwen3[-_ ]?guard"),  # Stream too, which it refuses in words
     "polyguard": re.compile(r"(?<![a-z0-9])poly[-_ ]?guard(?![a-z0-9])"),
+    "keel-policy": re.compile(r"(?<![a-z0-9])keel[-_ ]?policy(?![a-z0-9])"),
     "keel": re.compile(r"(?<![a-z0-9])keel(?![a-z0-9])"),
 }
 
@@ -54,6 +56,7 @@ def families() -> dict[str, Family]:
     """Every causal family that is known, by name."""
     known: tuple[Family, ...] = (
         Keel(),
+        KeelPolicy(),
         LlamaGuard1(),
         LlamaGuard2(),
         LlamaGuard3(),

@@ -40,7 +40,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from guardkeel.conversation import normalised
 from guardkeel.errors import ConfigError
 from guardkeel.guards.base import Batch, Guard, Judgement, Verdict
-from guardkeel.guards.judged import judged_text
+from guardkeel.guards.judged import BLIND, judged_text
 from guardkeel.records import value_digest
 from guardkeel.taxonomy import home
 
@@ -124,6 +124,8 @@ class RuleGuard(Guard):
 
     def judge(self, item: Judgement, categories: bool = True) -> Verdict:
         """The verdict of one item; categories, the weightiest first, are named from the threshold on."""
+        if item.conversation.images:
+            return Verdict(None, unscored=BLIND)
         whole = judged_text(item.conversation, item.side)
         if not whole.strip():
             return Verdict(None, unscored="the text is empty")

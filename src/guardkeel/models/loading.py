@@ -24,6 +24,7 @@ from guardkeel.models.devices import (
     pick_dtype,
 )
 from guardkeel.models.quiet import quiet
+from guardkeel.models.towers import has_tower, language_tower
 from guardkeel.resources import Progress, cache_dir, digest, resolve
 
 Task = Literal["causal", "classifier"]
@@ -58,7 +59,9 @@ def task_of(config: dict[str, Any], where: Path) -> Task:
         ModelError: neither a causal language model nor a sequence classifier.
     """
     names = config.get("architectures") or [""]
-    sees = str(names[0]).endswith("ForConditionalGeneration") and config.get("model_type") in TEXT_TOWERS
+    sees = str(names[0]).endswith("ForConditionalGeneration") and (
+        config.get("model_type") in TEXT_TOWERS or has_tower(config)
+    )
     if str(names[0]).endswith("ForCausalLM") or sees:
         return "causal"
     if str(names[0]).endswith("ForSequenceClassification"):
@@ -76,9 +79,10 @@ def load_model(
     *,
     base: str | Path | None = None,
     trust_remote_code: bool = False,
+    images: bool = False,
     progress: Progress | None = None,
 ) -> Any:
-    """Load a checked model, in evaluation mode.
+    """Load a checked model, in evaluation mode. Of a model that sees images: its language model, unless `images`.
 
     Args:
         path: a transformers folder, a GGUF file, or a LoRA adapter folder (then on its base).
@@ -86,6 +90,7 @@ def load_model(
         device: auto, cpu, cuda or cuda:N.
         base: the base of an adapter folder, where its own word for it should not be used.
         trust_remote_code: run the checkpoint's own Python code. Never set it for code you have not read.
+        images: the whole of a model that sees images.
         progress: called with (what, done, total).
 
     Raises:
@@ -99,14 +104,16 @@ def load_model(
     dtype = pick_dtype(dtype, device)
     if is_adapter(folder):
         below = local_checkpoint(base or base_folder(folder, progress), progress)
-        model = load_model(below, dtype, device, trust_remote_code=trust_remote_code, progress=progress)
+        model = load_model(
+            below, dtype, device, trust_remote_code=trust_remote_code, images=images, progress=progress
+        )
         return attach_adapter(model, folder).to(device)
     checkpoint = check_checkpoint(folder, progress=progress)
     task = task_of(checkpoint.config, folder / "config.json")
     needed = max(checkpoint.weight_bytes, checkpoint.parameters * DTYPES[dtype])
     check_memory(needed, device, str(folder))
     try:
-        return _load(checkpoint, task, dtype, device, trust_remote_code)
+        return _load(checkpoint, task, dtype, device, trust_remote_code, images)
     except Exception as e:
         if is_out_of_memory(e):
             raise out_of_memory(str(folder), device, f"it needs {needed / 1e9:.1f} GB") from e
@@ -117,12 +124,17 @@ def load_model(
         raise
 
 
-def _load(checkpoint: Checkpoint, task: Task, dtype: str, device: str, trust_remote_code: bool) -> Any:
+def _load(
+    checkpoint: Checkpoint, task: Task, dtype: str, device: str, trust_remote_code: bool, images: bool
+) -> Any:
     import torch
     import transformers
 
+    tower = has_tower(checkpoint.config) and not images
     auto = (
-        transformers.AutoModelForCausalLM
+        transformers.AutoModelForImageTextToText
+        if images or tower
+        else transformers.AutoModelForCausalLM
         if task == "causal"
         else transformers.AutoModelForSequenceClassification
     )
@@ -151,6 +163,8 @@ def _load(checkpoint: Checkpoint, task: Task, dtype: str, device: str, trust_rem
             f"{', '.join(unused[:3])}",
             stacklevel=4,
         )
+    if tower:
+        model = language_tower(model)
     return model.to(device).eval()
 
 

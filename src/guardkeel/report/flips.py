@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from guardkeel.conversation import Conversation, Turn
 from guardkeel.errors import DataError
+from guardkeel.report.pictures import ShownPicture, shown_pictures
 from guardkeel.report.reading import Judged, Said
 from guardkeel.report.texts import COST, LIMIT, Shown, shown
 from guardkeel.results import AuditResults
@@ -41,6 +42,7 @@ class ShownTurn:
     judged: bool
     text: Shown
     calls: tuple[tuple[str, Shown], ...] = ()
+    pictures: tuple[ShownPicture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ def _mistake(judged: Judged, threshold: float) -> tuple[str, float]:
 def _item(kind: str, judged: Judged) -> FlipItem:
     item = judged.item
     try:
-        conversation = Conversation.from_messages(item["messages"])
+        conversation = Conversation.from_messages(item["messages"], images=True)
     except DataError as e:
         raise DataError(f"{judged.where}: {e.problem}", remedy=e.remedy) from e
     turns, left_out = _turns(conversation.turns, str(item["side"]))
@@ -221,6 +223,7 @@ def _turns(turns: tuple[Turn, ...], side: str) -> tuple[tuple[ShownTurn, ...], i
                     (c.name, shown(c.arguments, LIMIT // (2 * others), COST // (2 * others)))
                     for c in turns[i].tool_calls[:4]
                 ),
+                pictures=shown_pictures(turns[i].images),
             )
         )
     return tuple(kept), len(turns) - len(window)

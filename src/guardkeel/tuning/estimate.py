@@ -111,7 +111,7 @@ def estimate(
     seen = _looks(config, gathered, steps)
     read = preparing + steps * config.accumulation * ahead
     scored = seen * len(gathered.monitor) * _mean(anchors)
-    work = 2.0 * parameters * (read * _passes(config) + scored)
+    work = 2.0 * parameters * (read * passes(config) + scored)
     return TunePlan(
         method=config.method,
         adapter=config.adapter,
@@ -131,7 +131,7 @@ def estimate(
             (LIBRARIES if device == "cpu" else 0)
             + parameters * DTYPES[dtype]
             + 16 * trained
-            + _activations(guard.model.config.get_text_config(), max(ahead, widest), config.checkpointing)
+            + activations(guard.model.config.get_text_config(), max(ahead, widest), config.checkpointing)
         ),
         seconds=work / (SHARE * matmul_rate(dtype, device)),
     )
@@ -166,13 +166,13 @@ def _looks(config: TuneConfig, gathered: Gathered, steps: int) -> int:
     return 1 + -(-steps // config.every) if gathered.monitor else 0
 
 
-def _passes(config: TuneConfig) -> int:
+def passes(config: TuneConfig) -> int:
     """How often a step goes through the weights: forward, gradients of activations, in full fine-tuning those of
     weights, and once more to recompute. Each costs 2 operations a parameter and token."""
     return (3 if config.adapter == "full" else 2) + config.checkpointing
 
 
-def _activations(config: Any, tokens: float, checkpointing: bool) -> float:
+def activations(config: Any, tokens: float, checkpointing: bool) -> float:
     """Bytes kept between forward and backward.
 
     A block keeps some ten states of its width and six of its inner width for each token, in float32 as adapters read

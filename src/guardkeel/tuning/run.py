@@ -21,7 +21,7 @@ from guardkeel.activations.blocks import blocks, monitored
 from guardkeel.errors import ConfigError, RunError
 from guardkeel.guards.classifier import ClassifierGuard
 from guardkeel.guards.embedded import NAME
-from guardkeel.guards.load import AnyGuard, base_path, guard_path, load_checkpoint
+from guardkeel.guards.load import AnyGuard, base_path, guard_path, guard_settings, load_checkpoint
 from guardkeel.guards.offsets import offsets_to
 from guardkeel.models.adapters import is_adapter
 from guardkeel.models.base import base_model_path
@@ -180,7 +180,7 @@ def run(
     if monitor is not None:
         monitor.trainer = trainer
         trainer.keeper.keep = lambda: monitor.last_good
-    stopped, notes = _train(trainer, monitor, folder), list[str]()
+    stopped, notes = train(trainer, monitor, folder), list[str]()
     if len(anchors) < len(gathered.guard):
         notes.append(
             f"{len(gathered.guard) - len(anchors)} guard conversations did not fit and were left out"
@@ -214,6 +214,7 @@ def run(
         monitor=[p.model_dump(mode="json") for p in monitor.points] if monitor else [],
         notes=notes,
     )
+    policy = guard_settings(path, path).policy
     save(
         model,
         folder / TUNED,
@@ -224,6 +225,7 @@ def run(
             "name": folder.name,
             "threshold": threshold,
             **({"offsets": offsets} if offsets else {}),
+            **({"policy": policy.model_dump(mode="json")} if policy else {}),
             **(
                 {"unsafe_labels": [guard.labels[i] for i in guard.unsafe]}
                 if isinstance(guard, ClassifierGuard)
@@ -282,7 +284,7 @@ def write_run(
     )
 
 
-def _train(trainer: GuardTrainer, monitor: SafetyMonitor | None, folder: Path) -> str:
+def train(trainer: GuardTrainer, monitor: SafetyMonitor | None, folder: Path) -> str:
     """Train, from the last whole checkpoint where there is one, and roll back if the tripwire stopped it. Says why."""
     resume = last_checkpoint(folder)
     if monitor is not None and resume is not None:

@@ -74,7 +74,7 @@ def ask(
         else:
             local.append((juror, missing))
     if servers:
-        _run(_together(servers))
+        run_to_end(_together(servers))
     for juror, missing in local:
         _local(juror, missing, cache, watch)
     return {(s.juror.name, key): v for s in servers for key, v in s.unanswered.items()}
@@ -97,7 +97,7 @@ async def _together(servers: Sequence[_Server]) -> None:
         raise error
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def run_to_end(work: Coroutine[Any, Any, None]) -> None:
     """Run to its end, also where an event loop is running already."""
     try:
         asyncio.get_running_loop()
@@ -108,7 +108,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         pool.submit(asyncio.run, work).result()
 
 
-class _Metered(Session):
+class Metered(Session):
     """A session that remembers what one question took."""
 
     def __init__(self, inner: Session) -> None:
@@ -117,6 +117,7 @@ class _Metered(Session):
         self.counted = True
 
     async def ask(self, body: dict[str, Any]) -> Any:
+        """See Session; counts bytes, tokens and failures."""
         try:
             answer = await self._inner.ask(body)
         except Failed:
@@ -133,9 +134,11 @@ class _Metered(Session):
         return answer
 
     def succeeded(self) -> None:
+        """See Session."""
         self._inner.succeeded()
 
     def failed(self, failure: Failed) -> None:
+        """See Session."""
         self._inner.failed(failure)
 
 
@@ -177,7 +180,7 @@ class _Server:
                 return
 
     async def _one(self, session: Session, some: list[Item]) -> None:
-        metered = _Metered(session)
+        metered = Metered(session)
         begun = time.monotonic()
         found = await self._guard.judge(metered, [i.judgement for i in some])
         share, counted = len(some), metered.counted and metered.bytes > 0

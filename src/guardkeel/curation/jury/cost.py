@@ -76,8 +76,8 @@ def cost(price: Price, input: float, output: float, requests: float) -> float:
 class Meter:
     """Adds up what is spent in this run. Where a server counts no tokens, they are guessed from what was sent."""
 
-    def __init__(self, budget: float | None = None, currency: str = "USD") -> None:
-        self.budget, self.currency = budget, currency
+    def __init__(self, budget: float | None = None, currency: str = "USD", *, of: str = "jury") -> None:
+        self.budget, self.currency, self.of = budget, currency, of
         self.spent: dict[str, float] = {}
         self.requests: dict[str, int] = {}
         self.tokens: dict[str, tuple[int, int]] = {}
@@ -98,8 +98,8 @@ class Meter:
         self.spent[juror.name] = self.spent.get(juror.name, 0.0) + cost(juror.price, tokens, output, 1)
         if self.budget is not None and self.total > self.budget:
             raise RunError(
-                f"the jury has cost {self.total:.2f} {self.currency}, more than its budget of {self.budget:.2f}",
-                remedy="raise jury.budget and repeat the command: it goes on where it stopped",
+                f"the {self.of} has cost {self.total:.2f} {self.currency}, more than its budget of {self.budget:.2f}",
+                remedy=f"raise {self.of}.budget and repeat the command: it goes on where it stopped",
             )
 
 

@@ -60,7 +60,8 @@ class Export(Step):
                         files.setdefault(split, []).append(name)
                 context.counts[split] = context.counts.get(split, 0) + len(held)
             for other in table.also:
-                own = (row for row in context.rows() if row.split == split)
+                # Released formats have no place for a policy, and without it the labels are wrong.
+                own = (row for row in context.rows() if row.split == split and not row.own_policy)
                 write_released(context.folder / "also" / f"{other}-{split}.jsonl", own, other)
         steps = [done.model_dump(mode="json") for done, _ in context.before]
         write_text(context.folder / "README.md", card(context.config, totals, files, steps))

@@ -129,7 +129,7 @@ class Jury(Step):
         cache_path = Path(table.cache) if table.cache else context.out / "jury.sqlite"
         meter = Meter(table.budget, table.currency)
         with VoteCache(cache_path) as cache:
-            calibration = list(_calibration(context.config, table, context.watch))
+            calibration = list(calibration_items(context.config, table, context.watch))
             planned = plan(context, jurors, cache, [i for i, *_ in calibration])
             context.on_cost(planned, table.currency)
             unanswered = _ask_all(context, table, jurors, cache, meter, [i for i, *_ in calibration])
@@ -269,7 +269,7 @@ def plan(
     return [estimate(j, items, missing[n], sent[n], cache.usage(j.identity)) for n, j in enumerate(jurors)]
 
 
-def _calibration(
+def calibration_items(
     config: CurateConfig, table: JuryConfig, watch: Watch
 ) -> Iterator[tuple[Item, str, str, str]]:
     """Items with their label, suite and group: a draw that depends on the seed alone."""

@@ -17,7 +17,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -176,6 +176,9 @@ class RemoteConfig(BaseModel):
         return parts._replace(path=path, fragment="").geturl()
 
 
+Remote = TypeVar("Remote", bound=RemoteConfig)
+
+
 def is_server(reference: str) -> bool:
     """Whether a reference is the TOML file of a server.
 
@@ -205,7 +208,15 @@ def server_file(reference: str) -> Path:
 
 
 def read_remote(path: str | Path) -> RemoteConfig:
-    """Read the file; raises ConfigError naming file, key and remedy. Values are not shown: one may be a secret."""
+    """Read the file; see read_server."""
+    return read_server(path, RemoteConfig)
+
+
+def read_server(path: str | Path, form: type[Remote]) -> Remote:
+    """Read a server's file of some form.
+
+    Raises ConfigError naming file, key and remedy. Values are not shown: one may be a secret.
+    """
     path = Path(path)
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8"))
@@ -216,13 +227,13 @@ def read_remote(path: str | Path) -> RemoteConfig:
     except tomllib.TOMLDecodeError as e:
         raise ConfigError(f"{path}: not TOML ({e})", remedy="check the file at that place") from None
     try:
-        return RemoteConfig.model_validate(table)
+        return form.model_validate(table)
     except ValidationError as e:
         first = e.errors(include_input=False, include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise ConfigError(
-                f"{path}: unknown key {key!r}", remedy=f"keys are {', '.join(RemoteConfig.model_fields)}"
+                f"{path}: unknown key {key!r}", remedy=f"keys are {', '.join(form.model_fields)}"
             ) from None
         said = first["msg"].removeprefix("Value error, ")
         raise ConfigError(

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from guardkeel.errors import ConfigError, OfflineError
 from guardkeel.guards.base import Batch, Family, Guard, Judgement, Verdict
 from guardkeel.guards.guard_policy import GuardPolicy, read_policy
+from guardkeel.guards.judged import BLIND
 from guardkeel.guards.registry import family_named
 from guardkeel.guards.remote.api import Api, Asked
 from guardkeel.guards.remote.chat import Chat
@@ -100,6 +101,9 @@ class RemoteGuard(Guard):
         asked: dict[int, Asked] = {}
         verdicts: dict[int, Verdict] = {}
         for i, item in enumerate(items):
+            if item.conversation.images:
+                verdicts[i] = Verdict(None, unscored=BLIND)
+                continue
             try:
                 asked[i] = self._api.prepare(item)
             except ConfigError as e:
@@ -215,11 +219,7 @@ def load_remote(
     """
     path = server_file(str(reference))
     config = _merged(path, read_remote(path), family, threshold, max_tokens)
-    if is_offline(offline) and not _here(config.url):
-        raise OfflineError(
-            f"{path}: the server at {urlsplit(config.url).netloc} is not on this machine, and the network is off",
-            remedy="unset GUARDKEEL_OFFLINE and HF_HUB_OFFLINE, leave --offline out, or ask a server on this machine",
-        )
+    check_reachable(path, config, offline)
     policy = policy or _policy(path, config)
     grammar = family_named(config.family) if config.family else None
     if grammar is not None and policy is not None:
@@ -232,7 +232,7 @@ def load_remote(
         config,
         _api(config, grammar, tokenizer[0] if tokenizer else None),
         name=config.name or path.stem,
-        key=_key(path, config),
+        key=key_of(path, config),
         family=grammar,
         facts=facts,
     )
@@ -245,7 +245,7 @@ def stated(reference: str | Path) -> str:
     """
     path = server_file(str(reference))
     config = read_remote(path)
-    _key(path, config)
+    key_of(path, config)
     if config.family:
         family_named(config.family)
     return value_digest(_facts(config, _policy(path, config)) | {"threshold": config.threshold})
@@ -299,7 +299,17 @@ def _tokenizer(config: RemoteConfig, offline: bool | None, progress: Progress | 
     return load_tokenizer(folder), value_digest({p.name: file_digest(p) for p in files})
 
 
-def _key(path: Path, config: RemoteConfig) -> str:
+def check_reachable(path: Path, config: RemoteConfig, offline: bool | None) -> None:
+    """OfflineError where the network is off and the server is not on this machine."""
+    if is_offline(offline) and not _here(config.url):
+        raise OfflineError(
+            f"{path}: the server at {urlsplit(config.url).netloc} is not on this machine, and the network is off",
+            remedy="unset GUARDKEEL_OFFLINE and HF_HUB_OFFLINE, leave --offline out, or ask a server on this machine",
+        )
+
+
+def key_of(path: Path, config: RemoteConfig) -> str:
+    """The key in the variable that the file names; ConfigError where there is none."""
     if config.api_key_env is None:
         return ""
     key = os.environ.get(config.api_key_env, "").strip()

@@ -1,0 +1,229 @@
+"""Vision-language adaptation of a small guard and a small chat model: arms and seeds, merging, and two-picture items.
+
+    GUARDKEEL_DATA=… python benchmarks/vision/run.py [--out runs/vision] [--only 'guard/*'] [--plan] [--table]
+
+Runs what is not there yet, job by job, in the order of seeds, so that every arm has one seed before any has two. A
+killed run is resumed by repeating the command; several processes may work on one folder. `--plan` lists the jobs,
+`--table` writes table.json and table.md from what is finished.
+
+    out/<subject>/start/seed-K/          the first stage: the vision part learns to be read, the language part is frozen
+    out/<subject>/<arm>/seed-K/          an adaptation (see docs/vision.md), from that start
+    out/<subject>/mis-<labels>/seed-K/   two-picture items, from the plain arm's model
+
+Time: a step of the second stage (8 rows of 78 tokens, SmolLM2-135M in float32) took 5.7 s of one core's time, with
+fwssr or safety-sft about half as much again; a question on a picture 0.55 s; 3.1 GB of memory before the optimiser's
+1.1 GB. So on one core a start takes about 15 minutes, an arm 35 to 50 (20 to 30 of steps, then six looks of 2 to 3),
+a two-picture run 20 to 30, one seed of one subject 2.5 to 3.5 hours, and all of it (2 subjects × 3 seeds) 15 to 20
+hours; two processes on two cores halve that. `--set all.limit=20 --set all.alphas=[0.5,1.0] --set all.looks=1` is
+about two thirds of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from guardkeel.configuration import read_configuration
+from guardkeel.records import write_json, write_text
+from guardkeel.report.vision import write_vision_report
+from guardkeel.vision.adapt.config import AdaptConfig
+from guardkeel.vision.adapt.results import Look, read_adaptation
+from guardkeel.vision.adapt.run import ADAPTED
+from guardkeel.vision.adapt.run import run as adapt
+from guardkeel.vision.mis.config import MisConfig
+from guardkeel.vision.mis.run import read_mis_run
+from guardkeel.vision.mis.run import run as mis
+
+HERE = Path(__file__).parent
+START = "start"
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    needs: str
+    config: AdaptConfig | MisConfig
+
+
+def jobs(grid: Mapping[str, Any], out: Path) -> Iterator[Job]:
+    for seed in grid["seeds"]:
+        for subject, named in grid["subjects"].items():
+            own = dict(named)
+            arms = own.pop("arms", grid["arms"])
+            base = own | {"vision": grid["vision"], "seed": seed}
+            start = f"{subject}/{START}/seed-{seed}"
+            yield Job(start, "", _adapt(base | grid["all"] | grid["start"]))
+            for arm in arms:
+                begun = {"arm": arm, "start": str(out / start / ADAPTED)}
+                yield Job(f"{subject}/{arm}/seed-{seed}", start, _adapt(base | grid["all"] | begun))
+            two = dict(grid["mis"])
+            if subject in two.pop("subjects") and seed in two.pop("seeds"):
+                plain = f"{subject}/plain/seed-{seed}"
+                for labels in two.pop("labels"):
+                    given = two | {"labels": labels, "seed": seed, "size": grid["vision"]["size"]}
+                    given |= {"start": str(out / plain / ADAPTED)}
+                    yield Job(f"{subject}/mis-{labels}/seed-{seed}", plain, MisConfig.model_validate(given))
+
+
+def _adapt(given: Mapping[str, Any]) -> AdaptConfig:
+    return AdaptConfig.model_validate(dict(given))
+
+
+def work(job: Job, out: Path) -> None:
+    folder = out / job.name
+
+    def watch(what: str, done: int, total: int | None) -> None:
+        if total and (done == total or done % max(1, total // 10) == 0):
+            print(f"  {job.name}: {what} {done}/{total}", file=sys.stderr, flush=True)
+
+    command = ["python", "benchmarks/vision/run.py", "--only", job.name]
+    if isinstance(job.config, AdaptConfig):
+        adapt(job.config, folder, command=command, watch=watch)
+    else:
+        mis(job.config, folder, command=command, watch=watch)
+    write_vision_report(folder)
+
+
+def finished(out: Path, name: str) -> bool:
+    return (out / name / "run.json").is_file()
+
+
+def table(grid: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Every finished arm: what each number was with every seed, their mean and their range."""
+    found: dict[str, Any] = {}
+    for job in jobs(grid, out):
+        if not finished(out, job.name):
+            continue
+        subject, arm, seed = job.name.split("/")
+        rows: dict[str, dict[str, float | None]] = {}
+        if isinstance(job.config, AdaptConfig):
+            _, results = read_adaptation(out / job.name)
+            rows["before"] = {"recall": results.reference.recall.value, "fpr": results.reference.fpr.value}
+            rows |= {f"step {look.step}": _numbers(look) for look in results.looks}
+            rows |= {f"alpha {look.alpha:g}": _numbers(look) for look in results.merged}
+        else:
+            _, results = read_mis_run(out / job.name)
+            for when, tiers in (("before", results.before), ("after", results.after)):
+                for tier, t in tiers.items():
+                    rows[f"{tier}, {when}"] = {
+                        **t.outcomes.percentages(),
+                        "twins refused": t.twins.over_refused.value,
+                        "accuracy": t.accuracy.value,
+                        "in form": t.form,
+                    }
+        for moment, numbers in rows.items():
+            for name, value in numbers.items():
+                found.setdefault(subject, {}).setdefault(arm, {}).setdefault(moment, {}).setdefault(name, {})[
+                    seed
+                ] = value
+    return found
+
+
+def _numbers(look: Look) -> dict[str, float | None]:
+    last = look.layers[-1] if look.layers else None
+    return {
+        "recall": look.text.recall.value,
+        "fpr": look.text.fpr.value,
+        "auroc": look.text.auroc.value,
+        "recall matched": look.text.recall_matched.value if look.text.recall_matched else None,
+        "unscored": look.text.unscored.value,
+        "recall, pictures": look.image.recall.value if look.image else None,
+        "fpr, pictures": look.image.fpr.value if look.image else None,
+        "auroc, pictures": look.image.auroc.value if look.image else None,
+        "accuracy": look.accuracy.value,
+        "drift, last layer": last.drift if last else None,
+        "CKA, last layer": last.cka if last else None,
+    }
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    lines = []
+    for subject, arms in found.items():
+        for arm, moments in arms.items():
+            names = list(dict.fromkeys(name for numbers in moments.values() for name in numbers))
+            lines += [
+                f"## {subject}, {arm}",
+                "",
+                f"| | {' | '.join(names)} |",
+                "|---" * (len(names) + 1) + "|",
+            ]
+            for moment, numbers in moments.items():
+                cells = [_cell(numbers.get(name, {})) for name in names]
+                lines.append(f"| {moment} | {' | '.join(cells)} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(values: Mapping[str, float | None]) -> str:
+    known = [v for v in values.values() if v is not None]
+    if not known:
+        return "–"
+    mean = f"{np.mean(known):.3f}"
+    return mean if len(known) == 1 else f"{mean} ({min(known):.3f} to {max(known):.3f}; {len(known)})"
+
+
+def read_grid(path: Path, changes: Sequence[str]) -> dict[str, Any]:
+    from pydantic import BaseModel, ConfigDict
+
+    class Grid(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        seeds: list[int]
+        arms: list[str]
+        subjects: dict[str, dict[str, Any]]
+        start: dict[str, Any]
+        all: dict[str, Any]
+        vision: dict[str, Any]
+        mis: dict[str, Any]
+
+    tomllib.loads(path.read_text())  # says where it is not TOML
+    return read_configuration(Grid, "benchmarks/vision/run.py", path, {}, changes).model_dump()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--grid", type=Path, default=HERE / "grid.toml")
+    parser.add_argument("--out", type=Path, default=Path("runs/vision"))
+    parser.add_argument("--only", default="*", help="jobs of these names, with * for any")
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    grid, out = read_grid(arguments.grid, arguments.changes), arguments.out
+    if arguments.table:
+        found = table(grid, out)
+        write_json(out / "table.json", found)
+        write_text(out / "table.md", markdown(found))
+        print(out / "table.md")
+        return
+    chosen = [job for job in jobs(grid, out) if fnmatchcase(job.name, arguments.only)]
+    if arguments.plan:
+        for job in chosen:
+            print("done   " if finished(out, job.name) else "to do  ", job.name)
+        return
+    for job in chosen:
+        if finished(out, job.name) or (job.needs and not finished(out, job.needs)):
+            continue
+        lock = out / "locks" / f"{job.name.replace('/', '--')}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(lock).acquire(timeout=0):
+                print(json.dumps({"job": job.name}), flush=True)
+                work(job, out)
+        except filelock.Timeout:
+            print(f"{job.name}: with another process", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
