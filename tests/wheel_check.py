@@ -37,6 +37,9 @@ NEEDED = (
 )
 NEEDED_FOLDERS = (
     "guardkeel/evaluation/suites/cards/",
+    "guardkeel/curation/adjudication/templates/",
+    "guardkeel/dossier/domains/",
+    "guardkeel/dossier/regimes/",
     "guardkeel/moderation/page/templates/",
     "guardkeel/report/templates/",
 )

@@ -14,6 +14,7 @@ from guardkeel.guards.base import Judgement, Rendered
 from guardkeel.guards.causal import CausalGuard
 from guardkeel.guards.keel import Keel
 
+
 @pytest.fixture
 def computed(monkeypatch):
     """Lengths of the prefixes whose keys and values were computed."""

@@ -48,7 +48,12 @@ def test_near_duplicates_become_one_unless_their_labels_contradict(tmp_path):
 
 def test_one_text_under_two_policies_is_two_rows(tmp_path):
     ours, theirs = ({"policy": {"name": n, "categories": {"Off topic": n}}} for n in ("ours", "theirs"))
-    rows = [row("a", LONG), row("b", LONG, extra=ours), row("c", LONG, extra=theirs), row("d", LONG, extra=ours)]
+    rows = [
+        row("a", LONG),
+        row("b", LONG, extra=ours),
+        row("c", LONG, extra=theirs),
+        row("d", LONG, extra=ours),
+    ]
     found, _ = dedup(tmp_path, rows)
     assert [r.id for r in found] == ["a", "b", "c"] and found[1].absorbed == ("d",)
 

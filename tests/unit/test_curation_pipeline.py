@@ -249,7 +249,9 @@ def test_every_key_is_documented():
     from guardkeel.curation import config as tables
 
     docs = Path(__file__).resolve().parents[2] / "docs"
-    text = "\n".join((docs / page).read_text("utf-8") for page in ("curate.md", "adjudicate.md", "train-guard.md"))
+    text = "\n".join(
+        (docs / page).read_text("utf-8") for page in ("curate.md", "adjudicate.md", "train-guard.md")
+    )
     models = [v for v in vars(tables).values() if isinstance(v, type) and issubclass(v, tables.BaseModel)]
     keys = {key for model in models if model.__module__ == tables.__name__ for key in model.model_fields}
     missing = [k for k in keys if not re.search(rf"(^|[`\[ {{]){k}(`| =|\])", text, re.MULTILINE)]

@@ -271,11 +271,14 @@ def test_topics_by_all_ways_together(tmp_path):
 
 
 def test_labels_under_a_policy_of_their_own_are_not_passed_on_without_it(tmp_path):
-    config = pipeline(tmp_path, topics={"templates": 12}) | {"split": {}, "export": {"formats": ["jsonl"], "also": ["aegis-2"]}}
+    export = {"formats": ["jsonl"], "also": ["aegis-2"]}
+    config = pipeline(tmp_path, topics={"templates": 12}) | {"split": {}, "export": export}
     out = tmp_path / "out"
     curate(config, out)
     whole = [r for split in (out / "dataset" / "data").iterdir() for r in read_rows(split)]
-    released = [json.loads(x) for f in (out / "dataset" / "also").iterdir() for x in f.read_text().splitlines()]
+    released = [
+        json.loads(x) for f in (out / "dataset" / "also").iterdir() for x in f.read_text().splitlines()
+    ]
     assert sum(bool(r.own_policy) for r in whole) == 12
     assert len(released) == len(whole) - 12 > 0
 

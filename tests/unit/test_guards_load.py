@@ -108,7 +108,7 @@ def test_families_that_cannot_be_used(checkpoint, monkeypatch):
             ConfigError, match="which guard family this model belongs to is not known"
         ) as error:
             load_guard(str(folder), family=family, **CPU)
-        assert "--family (keel, llama-guard-1" in error.value.remedy
+        assert "--family (keel, keel-policy, llama-guard-1" in error.value.remedy
     classifier = checkpoint("bert", "bert")
     with pytest.raises(ConfigError, match="a sequence classifier has no family 'keel'"):
         load_guard(str(classifier), family="keel", **CPU)

@@ -284,7 +284,9 @@ class RefusalsConfig(_Table):
 
     writer: str = Field(default="", description="a server's TOML file: a chat model that writes them")
     recorded: str = Field(default="", description="or a file of replies: id of the row, text, model")
-    count: int | None = Field(default=None, ge=1, description="at most this many; default: every unsafe prompt")
+    count: int | None = Field(
+        default=None, ge=1, description="at most this many; default: every unsafe prompt"
+    )
     ways: list[Literal["decline", "explain", "redirect", "care", "steer"]] = Field(
         default=["decline", "explain", "redirect", "care", "steer"],
         min_length=1,
@@ -304,7 +306,9 @@ class RefusalsConfig(_Table):
 class TopicsConfig(_Table):
     """[synthesis.topics]: rows under a topic's rule, on topic safe and off topic unsafe."""
 
-    templates: int = Field(default=0, ge=0, description="this many from texts that come along and from the rows")
+    templates: int = Field(
+        default=0, ge=0, description="this many from texts that come along and from the rows"
+    )
     kinds: list[Literal["only", "never", "categories"]] = Field(
         default=["only", "never", "categories"], min_length=1, description="the kinds of rules of these"
     )
