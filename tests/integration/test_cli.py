@@ -154,7 +154,7 @@ def test_a_dry_run_says_what_would_stop_the_run(cli, harbour, tmp_path):
     (anonymous / "guardkeel.json").unlink()
     found = cli("audit", anonymous, "-s", harbour.suite, "--dry-run")
     assert found.code == 2 and "which guard family this model belongs to is not known" in found.err
-    assert "--family (keel, llama-guard-1" in found.err
+    assert "--family (keel, keel-policy, llama-guard-1" in found.err
 
 
 def test_a_report_is_written_again_without_the_model(audit, cli, harbour, tmp_path):

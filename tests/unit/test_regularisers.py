@@ -516,8 +516,8 @@ def test_only_plain_lora_layers_are_a_product_of_two_factors():
 
 
 def test_every_method_can_be_built():
-    expected = ["plain", "replay", "kl", "ewc", "l2sp", "safegrad", "lisa", "asft", *LADDER]
-    assert list(METHODS) == [*expected, "interpolation", "safe-lora"]
+    expected = ["plain", "replay", "kl", "ewc", "l2sp", "safegrad", "lisa", "asft", "heads", "heads-random"]
+    assert list(METHODS) == [*expected, *LADDER, "interpolation", "safe-lora"]
     assert set(registry._RUNGS) == set(LADDER)
     for name, known in METHODS.items():
         built = build(name)

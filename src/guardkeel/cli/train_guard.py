@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guardkeel.cli.audit import duration
+from guardkeel.cli.fields import says
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 from guardkeel.tuning.guard_training.config import TrainConfig
 
@@ -20,24 +21,17 @@ if TYPE_CHECKING:
     from guardkeel.tuning.guard_training.results import TrainResults
     from guardkeel.tuning.points import MonitorPoint
 
+_says = says(TrainConfig)
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command("train-guard")(train_guard)
 
 
-def _says(name: str, after: str = "") -> str:
-    """What the configuration says of a field, as help text."""
-    field = TrainConfig.model_fields[name]
-    text = f"{field.description or ''}{after}"
-    shown = field.default if isinstance(field.default, str | int | float) else None
-    shown = None if isinstance(shown, bool) else shown
-    return f"{text[:1].upper()}{text[1:]}." + (f" Default: {shown}." if shown not in (None, "") else "")
-
-
 def train_guard(
     data: Annotated[
-        list[str] | None, typer.Option("--data", "-d", help=_says("data", "; repeat for several"))
+        list[str] | None, typer.Option("--data", "-d", help=_says("data", after="; repeat for several"))
     ] = None,
     base: Annotated[str | None, typer.Option("--base", "-b", help=_says("base"))] = None,
     accept_terms: Annotated[
@@ -48,20 +42,23 @@ def train_guard(
     strictness: Annotated[str | None, typer.Option(metavar="HOW", help=_says("strictness"))] = None,
     hold_out: Annotated[
         list[str] | None,
-        typer.Option("--hold-out", metavar="CATEGORY", help=_says("hold_out", "; repeat for several")),
+        typer.Option("--hold-out", metavar="CATEGORY", help=_says("hold_out", after="; repeat for several")),
     ] = None,
     topic_share: Annotated[float | None, typer.Option(help=_says("topic_share"))] = None,
     source_weight: Annotated[
         list[str] | None,
-        typer.Option("--source-weight", metavar="SOURCE=WEIGHT", help=_says("source_weights", "; repeat")),
+        typer.Option(
+            "--source-weight", metavar="SOURCE=WEIGHT", help=_says("source_weights", after="; repeat")
+        ),
     ] = None,
     class_weights: Annotated[str | None, typer.Option(metavar="HOW", help=_says("class_weights"))] = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help=_says("method"))] = None,
     guard_data: Annotated[
-        list[str] | None, typer.Option("--guard-data", "-g", help=_says("guard_data", "; repeat for several"))
+        list[str] | None,
+        typer.Option("--guard-data", "-g", help=_says("guard_data", after="; repeat for several")),
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option(metavar="KIND", help=_says("adapter", ": lora, dora or full"))
+        str | None, typer.Option(metavar="KIND", help=_says("adapter", after=": lora, dora or full"))
     ] = None,
     rank: Annotated[int | None, typer.Option(help=_says("rank"))] = None,
     steps: Annotated[int | None, typer.Option(help=_says("steps"))] = None,

@@ -9,7 +9,6 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from guardkeel.configuration import read_configuration
-from guardkeel.guards.guard_policy import Strictness
 from guardkeel.tuning.config import TuneConfig
 
 DEFAULT_BASE = "smollm2-135m"
@@ -41,7 +40,7 @@ class TrainConfig(BaseModel):
     policy: str | None = Field(
         default=None, description="guard policy (TOML) with your categories; default: Aegis 2.0's by name"
     )
-    strictness: Strictness = Field(
+    strictness: Literal["strict", "permissive"] = Field(
         default="strict", description="strict: Needs Caution is unsafe; permissive: it is safe"
     )
     hold_out: list[str] = Field(
