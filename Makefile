@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 export OMP_NUM_THREADS ?= $(shell echo $$(($(CORES) < 8 ? $(CORES) : 8)))
-WORKERS := $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
+WORKERS := $(shell echo $$(($(CORES) < 4 ? $(CORES) + 1 : 4)))  # tests of kills, servers and browsers mostly wait
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo test check lint types layers docs wheel clean
@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## Audit a guard before and after a harmless fine-tune.
 	$(BIN)/guardkeel demo
 
-test: $(READY)  ## Run the tests, a process for each of up to four processors.
+test: $(READY)  ## Run the tests in up to four processes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: lint types layers docs wheel  ## Lint, strict types, import layers, docs and wheel.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +59,16 @@ class Browser:
 
     def pdf(self) -> bytes:
         return base64.b64decode(self.cdp("Page.printToPDF", printBackground=True)["data"])
+
+
+def eventually(found: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """What `found` gives once it is true; while a page changes under it there is nothing to find."""
+    from selenium.common.exceptions import StaleElementReferenceException
+
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(StaleElementReferenceException):
+            if value := found():
+                return value
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.05)

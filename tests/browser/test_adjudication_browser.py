@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from chromium import Browser
+from chromium import Browser, eventually
 from test_report_browser import CONTRAST
 
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
@@ -37,14 +36,6 @@ const b = document.querySelector('.body'), veil = b.querySelector('.veil');
 return [!b.classList.contains('shown'), getComputedStyle(veil).filter !== 'none', veil.inert];
 """
 TICKED = "return [...document.querySelectorAll('.category :checked')].map(c => c.value)"
-
-
-def eventually(found: Callable[[], Any], seconds: float = 20.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.03)
-    return value
 
 
 @pytest.fixture

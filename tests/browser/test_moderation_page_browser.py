@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-from chromium import Browser
+from chromium import Browser, eventually
 from test_report_browser import CONTRAST, OPEN_ALL
 
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
@@ -27,14 +27,6 @@ TEXTS = ["a ship", "a boat", "ships and boats", HOSTILE, "bread \u202e and butte
 CURRENT = "return document.querySelector('.case.current')?.dataset.verdict"
 SHOWN = "return [...document.querySelectorAll('.case')].filter(c => !c.hidden).map(c => c.dataset.verdict)"
 TEXT = "return document.getElementById(arguments[0])?.textContent ?? ''"
-
-
-def eventually(found: Callable[[], Any], seconds: float = 10.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.05)
-    return value
 
 
 @pytest.fixture
