@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 export OMP_NUM_THREADS ?= $(shell echo $$(($(CORES) < 8 ? $(CORES) : 8)))
-WORKERS := $(shell echo $$(($(CORES) < 4 ? $(CORES) + 1 : 4)))  # tests of kills, servers and browsers mostly wait
+WORKERS := $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo test check lint types layers docs wheel clean

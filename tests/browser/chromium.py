@@ -63,11 +63,11 @@ class Browser:
 
 def eventually(found: Callable[[], Any], seconds: float = 20.0) -> Any:
     """What `found` gives once it is true; while a page changes under it there is nothing to find."""
-    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 
     end = time.monotonic() + seconds
     while True:
-        with contextlib.suppress(StaleElementReferenceException):
+        with contextlib.suppress(NoSuchElementException, StaleElementReferenceException):
             if value := found():
                 return value
         assert time.monotonic() < end, "did not happen in time"

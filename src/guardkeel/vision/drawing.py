@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import random
+from bisect import bisect_right
 from functools import cache
 from typing import Any
 
@@ -134,8 +135,9 @@ def _lines(pen: Any, text: str, letters: Any, width: float) -> list[str]:
 def _pieces(pen: Any, word: str, letters: Any, width: float) -> list[str]:
     pieces = []
     while len(word) > 1 and pen.textlength(word, font=letters) > width:
-        end = next(
-            (n for n in range(len(word) - 1, 1, -1) if pen.textlength(word[:n], font=letters) <= width), 1
+        # a longer part of a word is never narrower
+        end = 1 + bisect_right(
+            range(2, len(word)), width, key=lambda n: pen.textlength(word[:n], font=letters)
         )
         pieces.append(word[:end])
         word = word[end:]
