@@ -19,6 +19,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -66,6 +67,15 @@ class RunRecord(BaseModel):
     counts: dict[str, int] = Field(default_factory=dict)
     results: dict[str, Any] = Field(default_factory=dict)
     not_measured: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def finished(cls, **fields: Any) -> RunRecord:
+        """The record of a run that ends now, here and with these libraries; the fields say the rest."""
+        from guardkeel import __version__
+
+        versions, hardware = environment()
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(finished_at=at, guardkeel=__version__, versions=versions, hardware=hardware, **fields)
 
 
 @contextlib.contextmanager

@@ -10,11 +10,12 @@ import pytest
 
 pytest.importorskip("sqlalchemy", reason="the serve extra is not installed")
 
+from guardkeel.databases import shown
 from guardkeel.errors import ConfigError
 from guardkeel.moderation.config import LearnerConfig
 from guardkeel.moderation.learning import Learner
 from guardkeel.moderation.store import Store, StoreDownError
-from guardkeel.moderation.tables import metadata, shown
+from guardkeel.moderation.tables import metadata
 from guardkeel.moderation.writer import Writer
 from moderation_postgres import running
 

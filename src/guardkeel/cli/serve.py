@@ -248,11 +248,12 @@ def _installed() -> None:
 
 def _show(config: ServeConfig, experts: list[Expert], as_json: bool) -> None:
     """What would be served. What would stop the service at once stops this too: keys, upstream, store's URL."""
+    from guardkeel.databases import shown
     from guardkeel.moderation.config import store_url
     from guardkeel.moderation.keys import Keys
     from guardkeel.moderation.learning import Learner
     from guardkeel.moderation.proxy import Upstream
-    from guardkeel.moderation.tables import engines, shown
+    from guardkeel.moderation.tables import engines
 
     learner = Learner([e.name for e in experts], config.learner)
     server, policy = config.server, config.policy

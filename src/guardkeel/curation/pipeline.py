@@ -29,7 +29,7 @@ from guardkeel.curation.steps.adjudicate import Adjudicate
 from guardkeel.curation.steps.base import STEP, OnCost, Watch
 from guardkeel.curation.steps.jury import Jury, plan
 from guardkeel.errors import ConfigError, DataError, RunError
-from guardkeel.records import RunRecord, environment, toml_text, write_json, write_record, write_text
+from guardkeel.records import RunRecord, toml_text, write_json, write_record, write_text
 
 CONFIG = "config.toml"
 
@@ -285,18 +285,13 @@ def _held(out: Path) -> Iterator[None]:
 
 
 def _record(config: CurateConfig, made: Curated, begun: str, command: Sequence[str]) -> RunRecord:
-    versions, hardware = environment()
-    return RunRecord(
+    return RunRecord.finished(
         verb="curate",
         started_at=begun,
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        guardkeel=versions.get("guardkeel", ""),
         command=list(command),
         inputs={s.step: s.digest for s in made.steps},
         config=config.model_dump(mode="json"),
         seeds={"seed": config.seed},
-        versions=versions,
-        hardware=hardware,
         timings={s.step: s.seconds for s in made.steps},
         counts={"rows": made.steps[-1].rows} | {f"{s.step}: left out": s.left_out for s in made.steps},
         results={s.step: {"counts": s.counts, **s.results} for s in made.steps},

@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from guardkeel.databases import shown
 from guardkeel.dossier import chain, dsse, tables
 from guardkeel.dossier.canonical import canonical, loads
 from guardkeel.dossier.chain import Entry
@@ -40,7 +41,7 @@ class Store:
 
     def __init__(self, url: str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._engine = tables.engine(url)
-        self.shown = tables.shown(url)
+        self.shown = shown(url)
         self.clock = clock
 
     def migrate(self) -> None:

@@ -6,11 +6,10 @@ stop who owns the database; the chain shows what such a one did.
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
     Column,
+    Connection,
     Engine,
     Index,
     Integer,
@@ -19,11 +18,11 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
-    event,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from guardkeel.databases import sqlite_engine
 from guardkeel.errors import ConfigError
 
 metadata = MetaData()
@@ -63,7 +62,7 @@ def engine(url: str) -> Engine:
     if backend == "sqlite":
         if parsed.database in (None, "", ":memory:"):
             raise ConfigError("the store's URL names no file", remedy="write sqlite:///dossier.db")
-        return _sqlite(url)
+        return sqlite_engine(url, _begin)
     if backend != "postgresql":
         raise ConfigError(f"{backend} is not served", remedy="use sqlite or postgresql+psycopg")
     try:
@@ -77,25 +76,5 @@ def engine(url: str) -> Engine:
         ) from e
 
 
-def shown(url: str) -> str:
-    """A URL without its password."""
-    return make_url(url).render_as_string(hide_password=True)
-
-
-def _sqlite(url: str) -> Engine:
-    made = create_engine(
-        url, hide_parameters=True, connect_args={"timeout": 30.0, "check_same_thread": False}
-    )
-
-    @event.listens_for(made, "connect")
-    def _connected(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # sqlite3 begins nothing by itself
-        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(made, "begin")
-    def _begun(connection: Any) -> None:
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return made
+def _begin(connection: Connection) -> str:
+    return "BEGIN IMMEDIATE" if connection.get_execution_options().get("writes", False) else "BEGIN"

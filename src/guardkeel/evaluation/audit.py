@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-import guardkeel
 from guardkeel.errors import ConfigError, ModelError
 from guardkeel.evaluation.behaviour import measure, slices
 from guardkeel.evaluation.compare import compare
@@ -35,7 +34,6 @@ from guardkeel.records import (
     RunRecord,
     atomic_writer,
     claim,
-    environment,
     toml_text,
     value_digest,
     write_record,
@@ -147,18 +145,13 @@ def audit_guards(
                 out.write(json.dumps({"id": judged.id} | verdict_row(verdict)).encode() + b"\n")
     if results.geometry:
         _save_states(folder / "geometry.safetensors", scored, layers, sample, items)
-    versions, hardware = environment()
-    record = RunRecord(
+    record = RunRecord.finished(
         verb="audit",
         started_at=started_at,
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        guardkeel=guardkeel.__version__,
         command=list(command),
         inputs=inputs,
         config=config,
         seeds={"seed": settings.seed},
-        versions=versions,
-        hardware=hardware,
         timings={"total": time.perf_counter() - started}
         | {f"score {role}": s.seconds for role, s in scored.items()},
         counts={"items": len(items), "geometry items": len(sample)},

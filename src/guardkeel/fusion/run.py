@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import guardkeel
 from guardkeel.fusion import stream
 from guardkeel.fusion.config import FuseConfig, read_config
 from guardkeel.fusion.diagnostics import HELD, UNDONE, Journal, measure, summarised
@@ -33,7 +32,6 @@ from guardkeel.models.devices import peak_memory
 from guardkeel.records import (
     RunRecord,
     claim,
-    environment,
     read_record,
     toml_text,
     value_digest,
@@ -299,20 +297,15 @@ def _write(
     command: Sequence[str],
 ) -> None:
     """run.json, which marks the fuse as finished."""
-    versions, hardware = environment()
     write_record(
         folder,
-        RunRecord(
+        RunRecord.finished(
             verb=VERB,
             started_at=started_at,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            guardkeel=guardkeel.__version__,
             command=list(command),
             inputs=inputs,
             config=config.model_dump(mode="json"),
             seeds={"seed": config.seed},
-            versions=versions,
-            hardware=hardware,
             timings={"total": results.seconds},
             counts={"candidates": len(config.candidates), "tensors": results.tensors, "fused": results.fused},
             results=results.model_dump(mode="json"),

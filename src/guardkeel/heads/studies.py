@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-import guardkeel
 from guardkeel.errors import ConfigError, InputError, ModelError
 from guardkeel.evaluation.audit import Watch
 from guardkeel.evaluation.items import Floats
@@ -44,7 +43,6 @@ from guardkeel.records import (
     RunRecord,
     atomic_writer,
     claim,
-    environment,
     toml_text,
     value_digest,
     write_record,
@@ -359,21 +357,16 @@ def _write(
     command: Sequence[str],
 ) -> None:
     """run.json, which marks the study as finished."""
-    versions, hardware = environment()
     missing = [n for n in results.notes if "not measured" in n or n.startswith("no safe items")]
     write_record(
         folder,
-        RunRecord(
+        RunRecord.finished(
             verb=VERB,
             started_at=started_at,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            guardkeel=guardkeel.__version__,
             command=list(command),
             inputs=inputs,
             config=config.model_dump(mode="json"),
             seeds={"seed": config.seed},
-            versions=versions,
-            hardware=hardware,
             timings={"total": seconds, "sweeps": sum(r.seconds for r in results.ranked)},
             counts={f"{of} prompts": len(items) for of, items in read.ranked.items()}
             | {"effect items": len(read.judged)},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from guardkeel.conversation import Conversation, Side
@@ -105,10 +105,6 @@ class Served:
             "windows": self.windows,
             "seconds": self.seconds,
         }
-
-    def timed(self, seconds: float) -> Served:
-        """The same with its time."""
-        return replace(self, seconds=seconds)
 
 
 def told(opinion: Opinion) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 from sqlalchemy import Connection, and_, delete, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
+from guardkeel.databases import shown
 from guardkeel.errors import RunError
-from guardkeel.moderation.tables import COUNTERS, counters, engines, feedback, policies, shown, verdicts
+from guardkeel.moderation.tables import COUNTERS, counters, engines, feedback, policies, verdicts
 from guardkeel.records import value_digest
 
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -29,11 +29,11 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
-    event,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from guardkeel.databases import sqlite_engine
 from guardkeel.errors import ConfigError
 
 metadata = MetaData()
@@ -133,7 +133,7 @@ def engines(url: str) -> tuple[Engine, Engine]:
             raise ConfigError(
                 "store.url names no file", remedy="write sqlite:///moderation.db; memory keeps nothing"
             )
-        return _sqlite(url, "IMMEDIATE", pool=1), _sqlite(url, "DEFERRED", pool=4)
+        return _sqlite(url, "IMMEDIATE", 1), _sqlite(url, "DEFERRED", 4)
     if backend != "postgresql":
         raise ConfigError(f"store.url: {backend} is not served", remedy="use sqlite or postgresql+psycopg")
     try:
@@ -155,28 +155,8 @@ def engines(url: str) -> tuple[Engine, Engine]:
         ) from e
 
 
-def shown(url: str) -> str:
-    """A URL without its password."""
-    return make_url(url).render_as_string(hide_password=True)
-
-
 def _sqlite(url: str, begin: str, pool: int) -> Engine:
-    engine = create_engine(
-        url,
-        pool_size=pool,
-        max_overflow=pool,
-        hide_parameters=True,
-        connect_args={"timeout": 30.0, "check_same_thread": False},
+    # What retention deletes is overwritten.
+    return sqlite_engine(
+        url, f"BEGIN {begin}", pragmas=("secure_delete = ON",), pool_size=pool, max_overflow=pool
     )
-
-    @event.listens_for(engine, "connect")
-    def _connected(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # sqlite3 begins nothing by itself
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begun(connection: Any) -> None:
-        connection.exec_driver_sql(f"BEGIN {begin}")
-
-    return engine

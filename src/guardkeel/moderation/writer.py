@@ -155,13 +155,13 @@ class Writer:
     def _failed(self, behind: Sequence[Row], jobs: Sequence[_Job], error: StoreDownError) -> None:
         if self.up or not error.passing:
             log.error("the log cannot be written: %s", error.problem)
+        if error.passing:
+            self.up = False  # before anyone is told
+            self._behind.extendleft(reversed(behind))
+        else:
+            self.lost += len(behind)
         for job in jobs:
             _answer(job, error)
-        if not error.passing:
-            self.lost += len(behind)
-            return
-        self.up = False
-        self._behind.extendleft(reversed(behind))
 
 
 def _answer(job: _Job, found: list[Ack] | Exception) -> None:

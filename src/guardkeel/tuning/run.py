@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import guardkeel
 from guardkeel.activations.blocks import blocks, monitored
 from guardkeel.errors import ConfigError, RunError
 from guardkeel.guards.classifier import ClassifierGuard
@@ -30,7 +29,6 @@ from guardkeel.models.loading import checkpoint_digest, local_checkpoint
 from guardkeel.records import (
     RunRecord,
     claim,
-    environment,
     toml_text,
     value_digest,
     write_record,
@@ -263,20 +261,15 @@ def write_run(
     command: Sequence[str],
 ) -> None:
     """Write run.json, which marks a fine-tune as finished."""
-    versions, hardware = environment()
     write_record(
         folder,
-        RunRecord(
+        RunRecord.finished(
             verb="tune",
             started_at=started_at,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            guardkeel=guardkeel.__version__,
             command=list(command),
             inputs=inputs,
             config=config.model_dump(mode="json"),
             seeds={"seed": config.seed},
-            versions=versions,
-            hardware=hardware,
             timings=timings,
             counts=gathered.counts | {"steps": results.steps},
             results=results.model_dump(mode="json"),

@@ -15,7 +15,7 @@ from typing import Any
 from guardkeel.conversation import Conversation
 from guardkeel.errors import ConfigError
 from guardkeel.images import Image
-from guardkeel.vision.drawing import COLOURS, PAPERS, SHAPES, cells, font, paper, shape, stored, written
+from guardkeel.vision.drawing import COLOURS, PAPERS, SHAPES, cells, font, paper, shape, stored
 from guardkeel.vision.signs import SIGNS, draw_sign
 
 SIZE = 96
@@ -183,8 +183,3 @@ def pairs(
 def key(found: Pair) -> str:
     """What tells pairs apart: the picture and the question."""
     return f"{found.image.mark} {found.question}"
-
-
-def text_picture(text: str, size: int = SIZE) -> Image:
-    """Any text as a picture; see drawing.written."""
-    return stored(written(text, size)[0], text)

@@ -12,7 +12,6 @@ they come one after another, and none fails half-way.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import (
     DDL,
@@ -27,13 +26,13 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    create_engine,
     event,
     text,
 )
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
+from guardkeel.databases import sqlite_engine
 from guardkeel.errors import ConfigError
 
 VERSION = 1
@@ -159,22 +158,5 @@ def opened(path: Path, *, create: bool) -> tuple[Engine, Engine]:
 
 
 def _engine(path: Path, begin: str, pool: int) -> Engine:
-    engine = create_engine(
-        URL.create("sqlite", database=str(path)),
-        pool_size=pool,
-        max_overflow=pool,
-        hide_parameters=True,
-        connect_args={"timeout": 30.0, "check_same_thread": False},
-    )
-
-    @event.listens_for(engine, "connect")
-    def _connected(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # sqlite3 begins nothing by itself
-        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begun(connection: Any) -> None:
-        connection.exec_driver_sql(f"BEGIN {begin}")
-
-    return engine
+    url = URL.create("sqlite", database=str(path))
+    return sqlite_engine(url, f"BEGIN {begin}", pool_size=pool, max_overflow=pool)

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-import guardkeel
 from guardkeel.errors import ConfigError
 from guardkeel.evaluation.leaderboard.asking import Load, Watch, ask, discard, role_of
 from guardkeel.evaluation.leaderboard.config import GuardEntry, LeaderboardConfig, read_config
@@ -38,7 +37,6 @@ from guardkeel.guards.load import load_guard
 from guardkeel.records import (
     RunRecord,
     claim,
-    environment,
     file_digest,
     toml_text,
     value_digest,
@@ -119,19 +117,14 @@ def run(
         watch=watch,
     )
     write_table(folder, results)
-    versions, hardware = environment()
     inputs |= {f"guard {g.name}": g.digest for g in results.guards if g.digest and g.origin == "guardkeel"}
-    record = RunRecord(
+    record = RunRecord.finished(
         verb="leaderboard",
         started_at=started_at,
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        guardkeel=guardkeel.__version__,
         command=list(command),
         inputs=inputs,
         config=config.record(),
         seeds={"seed": config.seed},
-        versions=versions,
-        hardware=hardware,
         timings={"total": time.perf_counter() - started}
         | {f"score {g.name}": g.speed.seconds for g in results.guards if g.speed},
         counts={"items": len(items), "guards": len(found), "failed": len(failed(results))},

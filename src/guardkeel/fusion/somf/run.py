@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-import guardkeel
 from guardkeel.errors import ModelError
 from guardkeel.fusion.diagnostics import UNDONE
 from guardkeel.fusion.methods.merging import Merging
@@ -39,7 +38,6 @@ from guardkeel.models.devices import peak_memory
 from guardkeel.records import (
     RunRecord,
     claim,
-    environment,
     toml_text,
     value_digest,
     write_record,
@@ -123,18 +121,13 @@ def run(
     if config.space == "factors":
         shutil.rmtree(folder / FUSED, ignore_errors=True)
         masked_adapter(adapter, folder / MASK, folder / FUSED)
-    versions, hardware = environment()
-    record = RunRecord(
+    record = RunRecord.finished(
         verb="fuse mask",
         started_at=started_at,
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        guardkeel=guardkeel.__version__,
         command=list(command),
         inputs=inputs,
         config=config.model_dump(mode="json"),
         seeds={"seed": config.seed},
-        versions=versions,
-        hardware=hardware,
         timings={"total": time.perf_counter() - started, "steps": ended - begun},
         counts={t.name: len(t.objective) for t in terms} | {"steps": config.steps},
         results=results.model_dump(mode="json"),

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import guardkeel
 from guardkeel.errors import GuardkeelError
 from guardkeel.evaluation.audit import Watch
 from guardkeel.evaluation.selection import suite_infos
@@ -34,7 +33,6 @@ from guardkeel.guards.load import AnyGuard, guard_settings, load_checkpoint
 from guardkeel.records import (
     RunRecord,
     claim,
-    environment,
     toml_text,
     value_digest,
     write_record,
@@ -227,21 +225,16 @@ def _write(
     command: Sequence[str],
 ) -> None:
     """run.json, which marks the sweep as finished."""
-    versions, hardware = environment()
     missing = [f"{f.name}: {f.reason}" for f in (*results.failed, *results.skipped)]
     write_record(
         folder,
-        RunRecord(
+        RunRecord.finished(
             verb=VERB,
             started_at=started_at,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            guardkeel=guardkeel.__version__,
             command=list(command),
             inputs=inputs,
             config=config.model_dump(mode="json"),
             seeds={"seed": config.seed},
-            versions=versions,
-            hardware=hardware,
             timings={"total": seconds, "points": sum(p.seconds for p in results.points)},
             counts={"points": len(results.points), "calibrate items": len(read.items)}
             | {

@@ -17,11 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import guardkeel
 from guardkeel.guards.causal import CausalGuard
 from guardkeel.guards.load import AnyGuard
 from guardkeel.models.devices import peak_memory
-from guardkeel.records import RunRecord, claim, environment, toml_text, value_digest, write_record, write_text
+from guardkeel.records import RunRecord, claim, toml_text, value_digest, write_record, write_text
 from guardkeel.tuning.alignment import alignment
 from guardkeel.tuning.check import check
 from guardkeel.tuning.guard_training.calibration import Calibration, calibrated
@@ -155,20 +154,15 @@ def run(
     )
     results = results.model_copy(update=_measured(guard, ready, config, watch))
     _write(guard, ready, config, results, folder, left_out, inputs)
-    versions, hardware = environment()
     write_record(
         folder,
-        RunRecord(
+        RunRecord.finished(
             verb="train-guard",
             started_at=started_at,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            guardkeel=guardkeel.__version__,
             command=list(command),
             inputs=inputs,
             config=config.model_dump(mode="json"),
             seeds={"seed": config.seed},
-            versions=versions,
-            hardware=hardware,
             timings={"total": time.perf_counter() - started, "steps": sum(log.seconds)},
             counts={"items": len(ready.cases), "steps": results.steps} | left_out,
             results=results.model_dump(mode="json"),

@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import guardkeel
 from guardkeel.conversation import normalised
 from guardkeel.errors import ConfigError, DataError
 from guardkeel.evaluation.audit import Known, Source, score_reference
@@ -40,7 +39,7 @@ from guardkeel.models.eyes import eyes_of
 from guardkeel.models.loading import checkpoint_digest, load_model, load_tokenizer
 from guardkeel.models.sight import Sight
 from guardkeel.models.towers import language_tower, vision_parameters
-from guardkeel.records import RunRecord, claim, environment, toml_text, value_digest, write_record, write_text
+from guardkeel.records import RunRecord, claim, toml_text, value_digest, write_record, write_text
 from guardkeel.tuning.data import read_data
 from guardkeel.tuning.gather import balanced
 from guardkeel.tuning.keeper import FIXED, acts, last_checkpoint
@@ -175,20 +174,15 @@ def run(
         notes=notes,
     )
     _keep(config, guard, path, folder)
-    versions, hardware = environment()
     write_record(
         folder,
-        RunRecord(
+        RunRecord.finished(
             verb=VERB,
             started_at=started_at,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            guardkeel=guardkeel.__version__,
             command=list(command),
             inputs=inputs,
             config=config.model_dump(mode="json"),
             seeds={"seed": config.seed},
-            versions=versions,
-            hardware=hardware,
             timings={"total": time.perf_counter() - started, "steps": sum(log.seconds)},
             counts={"pictures": len(learned), "test pictures": len(tested), "guard data": len(targets)},
             results=results.model_dump(mode="json"),

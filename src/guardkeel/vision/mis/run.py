@@ -21,7 +21,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import guardkeel
 from guardkeel.errors import DataError
 from guardkeel.guards.vision import VisionGuard
 from guardkeel.models.devices import peak_memory, pick_device
@@ -32,7 +31,6 @@ from guardkeel.models.towers import vision_parameters
 from guardkeel.records import (
     RunRecord,
     claim,
-    environment,
     read_record,
     toml_text,
     value_digest,
@@ -135,20 +133,15 @@ def run(
         steps=config.steps if after else 0,
         peak_memory=peak_memory(str(guard.model.device)),
     )
-    versions, hardware = environment()
     write_record(
         folder,
-        RunRecord(
+        RunRecord.finished(
             verb=VERB,
             started_at=started_at,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            guardkeel=guardkeel.__version__,
             command=list(command),
             inputs=inputs,
             config=config.model_dump(mode="json"),
             seeds={"seed": config.seed},
-            versions=versions,
-            hardware=hardware,
             timings={"total": time.perf_counter() - started},
             counts={f"{tier} items": len(items) for tier, items in judged.items()},
             results=results.model_dump(mode="json"),
