@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["guardkeel.tuning.run", "peft", "transformers.trainer"])
+_context.set_forkserver_preload(
+    ["guardkeel.tuning.run", "peft", "transformers.trainer", "sklearn.metrics", "datasketch", "statsmodels.api"]
+)
 
 
 def kill(config: dict[str, Any], folder: Path, moment: str, step: int) -> None:

@@ -221,7 +221,7 @@ def test_flipping_the_policy(browser: Browser, site: Any) -> None:
 
 
 def test_it_follows_the_service_by_itself_and_leaves_alone_what_is_in_use(
-    browser: Browser, site: Any
+    browser: Browser, site: Any, quick: None
 ) -> None:
     shown_at(browser, 1280)
     log_in(browser, site)

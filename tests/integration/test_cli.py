@@ -256,6 +256,13 @@ def test_usage_errors(cli):
     assert "guardkeel" in cli("--help").out
 
 
+def test_a_launcher_starts_tune_alone(cli, monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    found = cli("suites")
+    assert found.code == 2 and "guardkeel suites was started in 2 processes" in found.err
+
+
 def test_an_interrupt_anywhere_is_130(cli, monkeypatch):
     from guardkeel.evaluation import suites
 

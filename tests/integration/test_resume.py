@@ -4,13 +4,12 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
+from command_processes import start
 from guardkeel.evaluation import audit as audit_module
 from guardkeel.evaluation import scoring
 from guardkeel.evaluation.audit import Source, audit_guards
@@ -66,24 +65,17 @@ def batches(folder):
 
 def start_and_stop(arguments, harbour, folder, sign, *, after, role="reference"):
     """Run the command in a process of its own and send it a signal when some batches are done."""
-    environment = os.environ | {"GUARDKEEL_CACHE": str(harbour.cache), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "guardkeel", *arguments, "--out", str(folder)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell's background jobs ignore Ctrl-C, and children would inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    out, err = folder.with_name("out"), folder.with_name("err")
+    environment = {"GUARDKEEL_CACHE": str(harbour.cache), "OMP_NUM_THREADS": "1"}
+    process = start([*arguments, "--out", str(folder)], out, err, environment)
     until = time.monotonic() + 300
     while len(list((folder / "progress").glob(f"{role}-*.npz"))) < after:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.is_alive(), err.read_text()
         assert time.monotonic() < until
         time.sleep(0.002)
-    process.send_signal(sign)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    os.kill(process.pid, sign)
+    process.join(300)
+    return process.exitcode, out.read_text(), err.read_text()
 
 
 @pytest.fixture

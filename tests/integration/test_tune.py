@@ -426,9 +426,9 @@ def test_when_nothing_was_good_there_is_no_guard(tuned, place, tmp_path):
 
 def test_a_number_that_is_not_finite_ends_the_run(tuned, tmp_path, monkeypatch):
     """A rate that blows up: what is kept is the last good checkpoint, and nothing says that the run is done."""
-    from guardkeel.tuning import run as run_module
+    from guardkeel.tuning import fitting
 
-    monkeypatch.setattr(run_module, "schedule", lambda step, **options: 1.0 if step < 3 else 1e38)
+    monkeypatch.setattr(fitting, "schedule", lambda step, **options: 1.0 if step < 3 else 1e38)
     folder = tmp_path / "run"
     with pytest.raises(RunError, match=r"step \d+: (loss|gradient norm) (nan|inf)") as error:
         tuned(folder, steps=8, monitor=[], every=1, method="replay")

@@ -138,6 +138,17 @@ def test_betting_on_bounded_values_and_its_guards():
             sequential.betting([bad[0]], [bad[1]], 0.5, 1.0)
 
 
+def test_a_change_after_a_long_quiet_time_is_found_soon():
+    """Betting begins anew at every row; who bets from the first row on has lost it all by then."""
+    rng, quiet = np.random.default_rng(10), 800
+    x = (rng.random((40, 1200)) < np.where(np.arange(1200) < quiet, 0.95, 0.5)).astype(np.float64)
+    rows_later = (sequential.betting(x, np.ones_like(x), 0.85, 1.0) >= -math.log(0.01)).argmax(axis=1) - quiet
+    assert 10 < np.median(rows_later) < 60 and rows_later.min() >= 0
+    stakes = np.geomspace(0.95 / 0.15 / 200, 0.95 / 0.15, 24)
+    once = np.logaddexp.reduce([np.cumsum(np.log1p(k * (0.85 - x)), axis=1) for k in stakes]) - math.log(24)
+    assert np.median((once >= -math.log(0.01)).argmax(axis=1) - quiet) > 2 * np.median(rows_later)
+
+
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=6)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False)

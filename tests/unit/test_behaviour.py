@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
@@ -191,17 +189,3 @@ def test_length_bands_meet_at_their_edges():
     assert [length_band(n) for n in (0, 199, 200, 999, 1000, 3999, 4000, 10**6)] == [
         "0–199", "0–199", "200–999", "200–999", "1000–3999", "1000–3999", "4000+", "4000+",
     ]  # fmt: skip
-
-
-def test_a_whole_audit_of_slices_is_quick():
-    rng = np.random.default_rng(0)
-    many = [
-        ItemMeta(f"s{i % 6}/{i}#prompt", f"s{i % 6}", "prompt", "unsafe" if rng.random() < 0.5 else "safe",
-                 (f"c{rng.integers(25)}",), f"o{i % 20}", "en", int(rng.integers(6000)))
-        for i in range(1200)
-    ]  # fmt: skip
-    scores = rng.random(1200)
-    measure(scores, [i.unsafe for i in many], 0.5)  # imports
-    start = time.perf_counter()
-    assert len(slices(many, scores, 0.5)) > 50
-    assert time.perf_counter() - start < 2.0

@@ -122,6 +122,17 @@ def test_an_audit_that_was_denied_is_denied(life):
     assert life().ran(decision="deny").decide().outcome == "deny"
 
 
+@pytest.mark.parametrize("began, outcome", [(0, "pass"), (-1, "hold")])
+def test_a_run_that_began_in_the_second_of_its_threshold_counts_as_later(life, began, outcome):
+    made = life()
+    made.clock.later(seconds=0.4)
+    changed = {**made.policy.model_dump(), "threshold": [{"metric": "recall", "min": 0.8}]}
+    made.dossier.record(PolicyFile.model_validate(changed).records(), "ada")
+    now = made.clock.later(seconds=0.3)
+    made.ran(started_at=now.replace(microsecond=0) + timedelta(seconds=began), finished_at=now)
+    assert made.why(RULE)[0] == outcome  # run directories hold whole seconds
+
+
 def test_a_threshold_that_was_set_after_the_run_is_flagged(life):
     made = life().ran()
     laxer = PolicyFile.model_validate(
@@ -280,8 +291,11 @@ def test_a_judge_without_human_labels_holds(life):
     made.dossier.record([judged, Judge(id="j", model="some-model")], "ada")
     made.ran(judge="j")
     assert "was measured on 0 human labels" in made.why("evidence of final")[1]
+    made.dossier.record([Judge(id="j", model="some-model", sensitivity=0.4, specificity=0.6, n=120)], "ada")
+    assert "no better than chance" in made.why("evidence of final")[1]
     made.dossier.record([Judge(id="j", model="some-model", sensitivity=0.9, specificity=0.95, n=120)], "ada")
-    assert made.decide().outcome == "allow"
+    assert made.why("evidence of final")[0] == "pass"
+    assert "recall cannot be corrected" in made.why(RULE)[1]  # it has no false positives beside it
 
 
 def test_roll_back_names_the_last_one_that_may_run(life):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from typing import Annotated
@@ -40,11 +41,24 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options that every verb shares."""
+    from guardkeel.errors import ConfigError
+
+    verb = context.invoked_subcommand
+    if (
+        verb != "tune"
+        and {"RANK", "MASTER_ADDR"} <= os.environ.keys()
+        and os.environ.get("WORLD_SIZE") != "1"
+    ):
+        raise ConfigError(
+            f"guardkeel {verb} was started in {os.environ.get('WORLD_SIZE')} processes, which would write one folder",
+            remedy="start it without a launcher; guardkeel tune alone runs under torchrun and accelerate launch",
+        )
 
 
 def _register() -> None:
@@ -60,6 +74,7 @@ def _register() -> None:
         heads,
         leaderboard,
         models,
+        plan,
         report,
         serve,
         suites,
@@ -80,6 +95,7 @@ def _register() -> None:
         train_guard,
         vision,
         bench,
+        plan,
         gate,
         dossier,
         report,

@@ -77,6 +77,12 @@ def audit(
     token_budget: Annotated[
         int | None, typer.Option(help="Padded tokens in a batch. Lower it when memory runs out.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="What runs the guards: local, ray (several workers) or vllm.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="With ray: guards that are loaded and asked at once. Default: 2.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of folds, bootstraps and nulls.")] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help="Never use the network.")] = None,
     config: Annotated[Path | None, typer.Option(help="All of this as TOML; options override it.")] = None,
@@ -100,6 +106,7 @@ def audit(
       guardkeel audit --limit 100                                 [dim]the embedded guard, a quick look[/dim]
       guardkeel audit keel-135m --against ./my-lora               [dim]before and after a LoRA fine-tune[/dim]
       guardkeel audit hub:org/guard --against ./tuned -s mine.jsonl --policy gate.toml
+      guardkeel audit hub:org/guard --engine ray --workers 8 --set worker_gpus=1
     """
     from guardkeel.evaluation.config import read_config
 
@@ -116,6 +123,8 @@ def audit(
         "device": device,
         "max_tokens": max_tokens,
         "token_budget": token_budget,
+        "engine": engine,
+        "workers": workers,
         "seed": seed,
         "offline": offline,
     }
@@ -247,15 +256,16 @@ def duration(seconds: float) -> str:
 def _fresh(config: AuditConfig) -> Path:
     """An unfinished run of the same configuration, else a new folder under runs/.
 
-    The end of its name says which configuration it is of.
+    The end of its name says which configuration it is of; local and Ray runs go on from each other.
     """
+    from guardkeel.engines.settings import ENGINE_FIELDS
     from guardkeel.records import value_digest
 
     home, name = (
         Path("runs"),
         f"audit-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(config.reference.split('@')[0]).name)}",
     )
-    mark = value_digest(config.model_dump(mode="json"))[:8]
+    mark = value_digest(config.model_dump(mode="json", exclude=ENGINE_FIELDS) | config.engine_mark())[:8]
     unfinished = [p for p in home.glob(f"{escape(name)}-*-{mark}") if (p / "plan.json").exists()]
     return max(unfinished, default=home / f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{mark}")
 

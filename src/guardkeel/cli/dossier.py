@@ -254,8 +254,8 @@ def assess(
       specs = ["release-audit"]
       controllability = "It only flags; a person decides."
       uncertainty = "Two languages only."
-      residual = [ {{ domain = "missed-harm", risk = "moderate", why = "recall 0.93" }} ]
-      opinions = [ {{ who = "lab", independent = true, view = "dissent", text = "…" }} ]
+      residual = [ { domain = "missed-harm", risk = "moderate", why = "recall 0.93" } ]
+      opinions = [ { who = "lab", independent = true, view = "dissent", text = "…" } ]
     """
     import tomllib
 
@@ -283,6 +283,10 @@ def evaluate(
     against: Annotated[
         str, typer.Option(help="Run to compare its last audit with, row by row, on the same prompt sets.")
     ] = "",
+    mends: Annotated[
+        str, typer.Option(help="Model whose open findings end where this one's last run keeps the threshold.")
+    ] = "",
+    how: Annotated[str, typer.Option(help="Of --mends: what was done.")] = "",
     folder: Folder = HERE,
     who: As = None,
     as_json: Json = False,
@@ -290,19 +294,21 @@ def evaluate(
     """Read thresholds on a model's last runs: what breaks one becomes a finding; show the findings that are open.
 
     With --against, two audits are compared on the same items with paired tests; two versions of a prompt set are
-    refused. Exit code 1 where a launch or critical threshold is broken.
+    refused. With --mends, a finding of another model, or of this one before, is closed by a mitigation with this
+    model's run as its retest. Exit code 1 where a launch or critical threshold is broken.
 
     [bold]Examples[/bold]
 
       guardkeel dossier evaluate guard-2
       guardkeel dossier evaluate guard-2 --against audit-guard-1
+      guardkeel dossier evaluate guard-3 --mends guard-2 --how "trained again with kl"
     """
     with opened(folder) as dossier:
         from guardkeel.dossier.dossier import actor
-        from guardkeel.dossier.findings import findings
+        from guardkeel.dossier.findings import findings, mended
         from guardkeel.dossier.imports.rows import compared
-        from guardkeel.dossier.kinds import Finding, Model, Record
-        from guardkeel.errors import EvidenceError
+        from guardkeel.dossier.kinds import Comparison, Finding, Model, Record
+        from guardkeel.errors import ConfigError, EvidenceError
 
         state = dossier.state
         known = state.get(Model, model)
@@ -312,6 +318,10 @@ def evaluate(
             if not runs:
                 raise EvidenceError(f"model {model!r} has no audit", remedy="import one first")
             made += compared(state, against, runs[-1])
+        if mends:
+            if not how:
+                raise ConfigError("--mends without --how", remedy="say what was done")
+            made += mended(state, state.get(Model, mends), known, actor(who), how)
         entries = dossier.record(made, actor(who))
         open_ones = [
             f for f in state.each(Finding) if f.fingerprint == known.fingerprint and f.status == "open"
@@ -319,11 +329,23 @@ def evaluate(
         if as_json:
             emit([f.model_dump(mode="json") for f in [*made, *(f for f in open_ones if f not in made)]])
         else:
-            told(entries)
+            tests = [c for c in made if isinstance(c, Comparison)]
+            others = [e for e in entries if e.kind != Comparison.kind]
+            told(others, quiet=bool(tests) and not others)
+            if tests:
+                columns = ["on", "metric", "n", "worse", "better", "change", "outcome"]
+                table(f"against {against}", columns, [_test(c) for c in tests if c.n])
             rows = [[f.id, f.level, f.what] for f in open_ones]
             table("open findings", ["finding", "level", "what"], rows) if rows else say("no open findings")
         bad = any(f.level != "alert" for f in open_ones)
     raise typer.Exit(1 if bad else 0)
+
+
+def _test(c: Any) -> list[str]:
+    interval = "" if c.low is None or c.high is None else f" [{c.low:+.3f}, {c.high:+.3f}]"
+    change = "–" if c.difference is None else f"{c.difference:+.3f}{interval}"
+    where = "all" if c.slice == "*" else c.slice
+    return [literal(where), c.metric, str(c.n), str(c.worse), str(c.better), literal(change), c.outcome]
 
 
 def show(

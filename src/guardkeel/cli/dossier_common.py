@@ -51,12 +51,15 @@ def opened(folder: Path) -> Iterator[Dossier]:
 
 
 def told(entries: list[Entry], quiet: bool = False) -> None:
-    """Say what was written."""
+    """Say what was written; results, of which a run has dozens, by their number."""
     if quiet:
         return
-    for entry in entries if len(entries) <= 12 else entries[:10]:
+    named = [e for e in entries if e.kind != "result"]
+    for entry in named if len(named) <= 12 else named[:10]:
         say(f"{entry.sequence:>6}  {entry.kind}  [bold]{literal(entry.id)}[/bold]")
-    if len(entries) > 12:
-        say(f"        and {len(entries) - 10} more")
+    if len(named) > 12:
+        say(f"        and {len(named) - 10} more")
+    if len(named) < len(entries):
+        say(f"        with {len(entries) - len(named)} results")
     if not entries:
         say("nothing new: all of it is in the dossier already")

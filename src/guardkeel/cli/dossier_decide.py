@@ -266,6 +266,8 @@ def incident(
 ) -> None:
     """Record an incident or what is new about it; show the clocks of open ones; draft reports.
 
+    A file about an incident that is known need only say what is new: a draft that a monitor opened is made one with
+    status = "open", and ended with "contained", "resolved" (now, if resolved_at is left out) or "not-an-incident".
     Clocks run from aware_at, which can never be set later. Whether a regime applies is shown with its reasons; nothing
     here says that a duty was met.
 
@@ -289,7 +291,7 @@ def incident(
     needs()
     with opened(folder) as dossier:
         from guardkeel.dossier.dossier import actor
-        from guardkeel.dossier.kinds import Incident, Report, moment
+        from guardkeel.dossier.kinds import Incident, Report, body_of, moment
         from guardkeel.dossier.regimes import clocks, drafts, load
 
         state = dossier.refresh()
@@ -319,7 +321,12 @@ def incident(
                 said = tomllib.loads(file.read_text("utf-8"))
             except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
                 raise ConfigError(f"{file}: cannot be read as TOML: {e}", remedy="see https://toml.io") from e
-            row = said if "id" in said else {"id": file.stem, **said}
+            row = {"id": file.stem, **said}
+            before = state.find(Incident, str(row["id"]))
+            if before is not None:  # what the file does not say stays as it was
+                row = {**body_of(before), **row}
+            if row.get("status") == "resolved" and not row.get("resolved_at"):
+                row["resolved_at"] = dossier.now
             told(dossier.record(read_tables({"incident": [row]}, state, dossier.now, str(file)), actor(who)))
         running = clocks.clocks(dossier.state, dossier.now)
         if as_json:

@@ -45,14 +45,13 @@ def monitor(
 
     [bold]A plan, in a file for dossier register[/bold]
 
-      [[monitor-plan]]
+      [\\[monitor-plan]]
       id = "guard-2 in production"
       model = "guard-2"
       streams = [
-        {{ name = "flagged", measure = "unsafe rate", baseline = 0.08, tolerance = 0.02 }},
-        {{ name = "unscored", measure = "unscored rate", baseline = 0.01, direction = "rise" }},
-        {{ name = "recall", measure = "recall", source = "feedback", baseline = 0.93, tolerance = 0.03,
-          direction = "fall", least_propensity = 0.05, opens = "incident" }},
+        { name = "flagged", measure = "unsafe rate", baseline = 0.08, tolerance = 0.02 },
+        { name = "unscored", measure = "unscored rate", baseline = 0.01, direction = "rise" },
+        { name = "recall", measure = "recall", source = "feedback", baseline = 0.93, opens = "incident" },
       ]
 
     [bold]Examples[/bold]

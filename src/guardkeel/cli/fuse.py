@@ -20,7 +20,7 @@ from guardkeel.cli.audit import run as run_audit
 from guardkeel.cli.fields import named_files, says
 from guardkeel.cli.group import OWN, OwnForm
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
-from guardkeel.fusion.config import DEFAULT_METHOD, FuseConfig
+from guardkeel.fusion.config import DEFAULT_METHOD, HOW, FuseConfig
 
 if TYPE_CHECKING:
     from guardkeel.evaluation.config import AuditConfig
@@ -79,6 +79,7 @@ def fuse(
     ] = None,
     seed: Annotated[int | None, typer.Option(help=_says("seed"))] = None,
     device: Annotated[str | None, typer.Option(help=_says("device"))] = None,
+    processes: Annotated[int | None, typer.Option(metavar="N", help=_says("processes"))] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help=_says("offline"))] = None,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="All of this as TOML; options override it.")
@@ -129,6 +130,7 @@ def fuse(
       guardkeel fuse ./tuned --reference ./guard --set options.interpolation.alpha=0.3 --audit
       guardkeel fuse ./bank ./medical ./maths --reference ./guard --method ties --out runs/fused
       guardkeel fuse ./adapter --output adapter --tolerance 0.001
+      guardkeel fuse ./tuned --reference ./guard --processes 4 --out runs/fused
       guardkeel fuse --config fuse.toml --dry-run
     """
     if list_methods:
@@ -153,6 +155,7 @@ def fuse(
         "diagnostics": diagnostics,
         "seed": seed,
         "device": device,
+        "processes": processes,
         "offline": offline,
     }
     if not (candidates or config or any(c.startswith("candidates=") for c in changes or ())):
@@ -316,7 +319,7 @@ def _fresh(config: FuseConfig, audited: bool) -> Path:
     from guardkeel.records import value_digest
 
     home, name = Path("runs"), f"fuse-{config.method}"
-    mark = value_digest(config.model_dump(mode="json", exclude={"offline"}))[:8]
+    mark = value_digest(config.model_dump(mode="json", exclude=set(HOW)))[:8]
     unfinished = [
         p
         for p in home.glob(f"{escape(name)}-*-{mark}")

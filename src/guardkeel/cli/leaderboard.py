@@ -69,6 +69,12 @@ def leaderboard(
         int | None,
         typer.Option(help="Judge this many items one by one too, for their latency. Default: none."),
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="What runs the guards: local, ray (several workers) or vllm.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="With ray: guards that are loaded and asked at once. Default: 2.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of bootstraps and of the probe.")] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help="Never use the network.")] = None,
     dry_run: Annotated[
@@ -100,6 +106,8 @@ def leaderboard(
         "against": against,
         "fixed_fpr": fixed_fpr,
         "probe": probe,
+        "engine": engine,
+        "workers": workers,
         "seed": seed,
         "offline": offline,
     }

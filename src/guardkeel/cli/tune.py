@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from glob import escape
 from pathlib import Path
@@ -15,11 +18,13 @@ from guardkeel.cli.audit import EXIT_CODES, duration, show
 from guardkeel.cli.audit import run as run_audit
 from guardkeel.cli.fields import says
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
-from guardkeel.tuning.config import TuneConfig
+from guardkeel.errors import GuardkeelError
+from guardkeel.tuning.config import WHERE, TuneConfig
 
 if TYPE_CHECKING:
     from guardkeel.evaluation.config import AuditConfig
     from guardkeel.records import Estimate
+    from guardkeel.tuning.estimate import TunePlan
     from guardkeel.tuning.gather import Gathered
     from guardkeel.tuning.points import MonitorPoint
     from guardkeel.tuning.results import Learned, TuneResults
@@ -79,6 +84,8 @@ def tune(
     seed: Annotated[int | None, typer.Option(help=_says("seed"))] = None,
     dtype: Annotated[str | None, typer.Option(help=_says("dtype", "number format: "))] = None,
     device: Annotated[str | None, typer.Option(help=_says("device", "where it runs: "))] = None,
+    sharding: Annotated[str | None, typer.Option(metavar="KIND", help=_says("sharding"))] = None,
+    offload: Annotated[bool | None, typer.Option("--offload", help=_says("offload"))] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help=_says("offline"))] = None,
     config: Annotated[Path | None, typer.Option(help="All of this as TOML; options override it.")] = None,
     changes: Annotated[
@@ -123,6 +130,7 @@ def tune(
       guardkeel tune --data bank.jsonl --audit               [dim]and ask the gate whether it may ship[/dim]
       guardkeel tune ./guard --data qa.jsonl --method replay --steps 200 --tripwire
       guardkeel tune --config tune.toml --set options.fwssr.strength=2 --dry-run
+      torchrun --nproc-per-node 8 -m guardkeel tune ./guard-8b --data qa.jsonl --sharding fsdp
     """
     if list_methods:
         _list(as_json)
@@ -150,6 +158,8 @@ def tune(
         "seed": seed,
         "dtype": dtype,
         "device": device,
+        "sharding": sharding,
+        "offload": offload,
         "offline": offline,
     }
     given_name = context.get_parameter_source("guard")
@@ -159,22 +169,57 @@ def tune(
         raise typer.BadParameter("give what the guard is to learn", param_hint="--data")
     if (suite or policy) and not audited:
         raise typer.BadParameter("says how to audit, which --audit asks for", param_hint="--suite, --policy")
-    from guardkeel.tuning.check import check
     from guardkeel.tuning.config import read_config
 
-    resolved = read_config(config, given, changes or ())
-    hush()
+    with _one_voice():
+        resolved = read_config(config, given, changes or ())
+        hush()
+        _command(resolved, out, audited, suite, policy, dry_run, as_json)
+
+
+@contextlib.contextmanager
+def _one_voice() -> Iterator[None]:
+    """What goes wrong in all processes is said once: the others wait with it until the launcher has ended them."""
+    try:
+        yield
+    except GuardkeelError:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(5)
+        raise
+
+
+def _command(
+    resolved: TuneConfig,
+    out: Path | None,
+    audited: bool,
+    suite: list[str] | None,
+    policy: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """The command in one process of those that there are; the first one speaks, and audits."""
+    from guardkeel.tuning.check import check
+    from guardkeel.tuning.ranks import here
+
     check(resolved)
-    quiet = as_json and not sys.stderr.isatty()
-    folder = out or _fresh(resolved, audited)
+    ranks = here(resolved.sharding, resolved.offload, resolved.device)
+    if dry_run and not ranks.first:
+        return
+    quiet = (as_json and not sys.stderr.isatty()) or not ranks.first
+    if not dry_run:
+        ranks.join()
+    folder = out or (_fresh(resolved, audited) if dry_run else ranks.same(_fresh(resolved, audited)))
     auditing = _auditing(resolved, folder, suite, policy) if audited else None
     rows = _beside(resolved, auditing.suites, quiet) if auditing else None
     if dry_run:
         plan(resolved, as_json, rows)
         return
-    results = _taken_up(resolved, folder, rows, quiet) if rows else None
+    results = ranks.same(_taken_up(resolved, folder, rows, quiet)) if rows else None
     if results is None:
         results = run(resolved, folder, quiet=quiet, gathered=rows)
+    ranks.leave()
+    if not ranks.first:
+        return
     found: dict[str, Any] = {
         "run": str(folder),
         "tuned": str(folder / "tuned"),
@@ -242,10 +287,19 @@ def plan(config: TuneConfig, as_json: bool, gathered: Gathered | None = None) ->
         f"[bold]safety[/bold]   {watched}{monitored}\n"
         f"[bold]model[/bold]    {_size(found.parameters)} parameters, {_size(found.trained)} trained "
         f"({found.adapter}), {found.dtype} on {found.device}\n"
-        f"[bold]memory[/bold]   about {found.memory / 1e9:.1f} GB\n"
+        f"[bold]memory[/bold]   about {found.memory / 1e9:.1f} GB{_each(found)}\n"
         f"[bold]time[/bold]     about {duration(found.seconds)} on this machine\n"
         "nothing was run"
     )
+
+
+def _each(found: TunePlan) -> str:
+    """Of what the memory is that."""
+    if found.processes == 1 and not found.sharded:
+        return ""
+    beside = f", and {found.host_memory / 1e9:.1f} GB in CPU memory" if found.host_memory else ""
+    whose = "which have a shard of each weight" if found.sharded else "which have all weights"
+    return f" in each of {found.processes} processes, {whose}{beside}"
 
 
 def _size(count: int) -> str:
@@ -339,7 +393,7 @@ def _fresh(config: TuneConfig, audited: bool) -> Path:
     from guardkeel.records import value_digest
 
     home, name = Path("runs"), f"tune-{Path(config.guard.split('@')[0]).name}"
-    mark = value_digest(config.model_dump(mode="json", exclude={"offline"}))[:8]
+    mark = value_digest(config.model_dump(mode="json", exclude=WHERE))[:8]
     unfinished = [
         p
         for p in home.glob(f"{escape(name)}-*-{mark}")
@@ -358,7 +412,8 @@ def _taken_up(config: TuneConfig, folder: Path, rows: Gathered, quiet: bool) -> 
     from guardkeel.tuning.results import TuneResults
 
     record = read_record(folder)
-    if record.verb != "tune" or record.config | {"offline": config.offline} != config.model_dump(mode="json"):
+    asked = config.model_dump(mode="json")
+    if record.verb != "tune" or record.config | {key: asked[key] for key in WHERE} != asked:
         return None
     with progress(quiet) as watch:
         guard = checkpoint_digest(guard_path(config.guard, progress=watch, offline=config.offline))

@@ -35,6 +35,7 @@ from guardkeel.configuration import read_configuration
 from guardkeel.conversation import Label, Side
 from guardkeel.curation.mapping import Strictness
 from guardkeel.curation.redaction import KINDS
+from guardkeel.engines.settings import EngineSettings
 from guardkeel.evaluation.suites.readers import Format
 from guardkeel.evaluation.suites.splits import Proportions, Split
 
@@ -382,7 +383,7 @@ class ExportConfig(_Table):
     licence: str = Field(default="", description="of the whole set; default: what its sources say")
 
 
-class CurateConfig(BaseModel):
+class CurateConfig(EngineSettings):
     """What `guardkeel curate` reads and does. The resolved configuration is saved with the run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -189,7 +189,9 @@ def _estimates(
     config: CurateConfig, out: Path, before: list[tuple[Done, Path]], watch: Watch
 ) -> tuple[CostEstimate, ...]:
     assert config.jury is not None
-    jurors = open_jurors(config.jury.juror, offline=config.offline, watch=watch)
+    jurors = open_jurors(
+        config.jury.juror, offline=config.offline, watch=watch, engine=config.engine_settings()
+    )
     path = Path(config.jury.cache) if config.jury.cache else out / "jury.sqlite"
     context = Context(config, out, out, before, watch, accept)
     with VoteCache(path if path.exists() else MEMORY) as cache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from guardkeel.dossier import judged
 from guardkeel.dossier.kinds import Finding, Mitigation, Model, Result, Run, Threshold
 from guardkeel.dossier.kinds.base import plain_id
 from guardkeel.dossier.state import State
@@ -22,7 +23,7 @@ def findings(state: State, model: Model) -> list[Finding]:
         for run in last.values()
         for threshold in state.each(Threshold)
         if not threshold.specs or run.spec in threshold.specs
-        for result in state.results(run.id)
+        for result in judged.results(state, run)
         if (result.metric, result.slice) == (threshold.metric, threshold.slice) and broken(threshold, result)
     ]
     return [f for f in made if state.find(Finding, f.id) is None]
@@ -51,7 +52,7 @@ def closed(
     if threshold is None:
         return None
     wanted = (threshold.metric, threshold.slice)
-    found = next((r for r in state.results(retest.id) if (r.metric, r.slice) == wanted), None)
+    found = next((r for r in judged.results(state, retest) if (r.metric, r.slice) == wanted), None)
     if found is None or found.value is None or broken(threshold, found):
         return None
     why = f"run {retest.id}: {threshold.metric} is {found.value:.3f}"
@@ -63,3 +64,15 @@ def closed(
         retest=retest.id,
     )
     return [mitigation, finding.model_copy(update={"status": "mitigated", "why": why, "by": by})]
+
+
+def mended(state: State, broke: Model, mends: Model, by: str, how: str) -> list[Mitigation | Finding]:
+    """What closes the open findings of one model that another's last run of the same specification does not have."""
+    last = {s.record.spec: s.record for s in state.runs(mends)}
+    made: list[Mitigation | Finding] = []
+    for finding in state.each(Finding):
+        run = state.find(Run, finding.run) if finding.run else None
+        retest = last.get(run.spec) if run else None
+        if finding.model == broke.id and finding.status == "open" and retest and retest.id != finding.run:
+            made += closed(state, finding, by, retest, how) or []
+    return made

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
+from guardkeel.dossier import judged
 from guardkeel.dossier.evidence import Check
 from guardkeel.dossier.kinds import (
     Assessment,
@@ -154,6 +155,8 @@ def _unfit(r: Reading, run: Stamped) -> str:
         ):
             n, least = 0 if judge is None else judge.n, r.policy.require.judge_n
             return f"judge {record.judge or '(none)'} was measured on {n} human labels, {least} are needed"
+        if not judged.measured(judge):
+            return f"judge {judge.id} is no better than chance: its sensitivity and specificity add up to at most 1"
     return ""
 
 
@@ -170,7 +173,7 @@ def _runs(r: Reading) -> Iterator[Traced]:
             requirement="completed, files unchanged, not too old, prompt sets unseen, judge measured",
             observed=f"run {run.record.id}, {run.record.status}",
             reason=why or "all of it holds",
-            evidence=r.uses(run, *sets),
+            evidence=r.uses(run, *sets, *_judge(r, spec, run)),
         )
         if r.policy.require.audits and run.record.decision:
             said = run.record.decision
@@ -201,6 +204,12 @@ def _runs(r: Reading) -> Iterator[Traced]:
         )
 
 
+def _judge(r: Reading, spec: EvalSpec, run: Stamped) -> list[Stamped]:
+    """The judge whose errors the results of a run are corrected for."""
+    name = run.record.judge
+    return [r.latest(Judge, name)] if spec.judged and name and r.state.has(Judge.kind, name) else []
+
+
 def _threshold(r: Reading, stamped: Stamped) -> Iterator[Traced]:
     threshold: Threshold = stamped.record
     sign = "≥" if threshold.bound == "min" else "≤"
@@ -229,7 +238,7 @@ def _threshold(r: Reading, stamped: Stamped) -> Iterator[Traced]:
 
 def _found(r: Reading, run: Stamped, threshold: Threshold) -> Result | None:
     wanted = (threshold.metric, threshold.slice)
-    return next((x for x in r.state.results(run.record.id) if (x.metric, x.slice) == wanted), None)
+    return next((x for x in judged.results(r.state, run.record) if (x.metric, x.slice) == wanted), None)
 
 
 def _kept(
@@ -249,11 +258,13 @@ def _kept(
         if result.low is not None and result.high is not None
         else ""
     )
-    seen = f"{result.value:.3f}{interval}, n = {result.n}"
-    late = stamped.at > run.record.started_at or stamped.entry.sequence > run.entry.sequence
+    seen = f"{result.value:.3f}{interval}, n = {result.n}" + (f", {result.why}" if result.why else "")
+    began = run.record.started_at
+    drawn = stamped.at if began.microsecond else stamped.at.replace(microsecond=0)  # runs count whole seconds
+    late = drawn > began or stamped.entry.sequence > run.entry.sequence
     flag = (
         f"flagged: the threshold was set on {stamped.at:%Y-%m-%d %H:%M}, after the run had begun "
-        f"({run.record.started_at:%Y-%m-%d %H:%M})"
+        f"({began:%Y-%m-%d %H:%M})"
     )
     sign = 1.0 if threshold.bound == "min" else -1.0
     if sign * (result.value - threshold.value) < 0:
@@ -323,10 +334,10 @@ def _assessment(r: Reading) -> Iterator[Traced]:
 
 def _findings(r: Reading) -> Iterator[Traced]:
     """Open findings; those that a threshold of the policy made are judged by its newest run above."""
-    judged = {t.record.id for t in r.thresholds}
+    read = {t.record.id for t in r.thresholds}
     for s in r.state.every(Finding):
         f: Finding = s.record
-        if f.fingerprint != r.model.fingerprint or f.status != "open" or f.threshold in judged:
+        if f.fingerprint != r.model.fingerprint or f.status != "open" or f.threshold in read:
             continue
         yield Traced(
             rule=f"finding {f.id}",

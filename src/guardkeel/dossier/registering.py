@@ -2,14 +2,23 @@
 
     [[model]]
     id = "guard"
-    path = "runs/tuned/tuned"        # instead of digest: weights are read and their digest taken
+    path = "runs/tuned/tuned"        # instead of digest and threshold: those of the weights that lie there
     trainers = ["tom"]
+
+    [[prompt-set]]
+    id = "harmbench"
+    suite = "harmbench"              # instead of version, digest, n, licence and origin: those of the suite
+    held_out = true
 
     [[prompt-set]]
     id = "hidden"
     version = "1"
-    file = "hidden.jsonl"            # instead of digest
+    file = "hidden.jsonl"            # instead of digest, where no suite can be read from it
     held_out = true
+
+    [[person]]
+    id = "bob"
+    key = "bob.key.pub"              # instead of public_key
 
 Records about a model (assessment, monitor-plan, finding, incident, waiver, deployment) need no fingerprint: it is that
 of the model as it is registered now, or in the same file.
@@ -24,6 +33,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from guardkeel.dossier import dsse
 from guardkeel.dossier.kinds import KINDS, Model, Record, parse
 from guardkeel.dossier.state import State
 from guardkeel.errors import ConfigError, DataError
@@ -85,11 +95,11 @@ def _filled(
     kind: str, said: dict[str, Any], where: str, folder: Path, now: datetime, progress: Progress | None
 ) -> dict[str, Any]:
     if kind == "model" and "path" in said:
-        reference = str(said.pop("path"))
-        beside = folder / reference
-        place = beside if beside.exists() else resolve(reference, progress=progress)
-        said.setdefault("digest", digest_of(place))
-        said.setdefault("location", str(place.resolve()))
+        _weights(said, str(said.pop("path")), folder, progress)
+    if kind == "person" and "key" in said:
+        said.setdefault("public_key", dsse.pem(dsse.read_public(folder / str(said.pop("key")))))
+    if kind == "prompt-set" and "suite" in said:
+        _suite(said, str(said.pop("suite")), folder, progress)
     if kind == "prompt-set" and "file" in said:
         path = folder / str(said.pop("file"))
         if not path.is_file():
@@ -102,6 +112,36 @@ def _filled(
     if kind in ("exposure", "approval", "deployment"):
         said.setdefault("at", now)
     return said
+
+
+def _weights(said: dict[str, Any], reference: str, folder: Path, progress: Progress | None) -> None:
+    """Digest, place and operating point of a model's weights."""
+    from guardkeel.guards.embedded import NAME, SETTINGS, keel_path
+    from guardkeel.guards.load import guard_settings
+
+    place = folder / reference
+    if not place.exists():
+        place = keel_path(progress) if reference == NAME else resolve(reference, progress=progress)
+    said.setdefault("digest", digest_of(place))
+    said.setdefault("location", str(place.resolve()))
+    if (place / SETTINGS).is_file():
+        said.setdefault("threshold", guard_settings(place, place).threshold)
+
+
+def _suite(said: dict[str, Any], name: str, folder: Path, progress: Progress | None) -> None:
+    """What a suite says of itself, as audits of it do."""
+    from guardkeel.evaluation.suites import load_suite
+
+    beside = folder / name
+    suite = load_suite(str(beside) if beside.is_file() else name, progress=progress)
+    if said["id"] != suite.name:
+        raise DataError(
+            f"prompt-set {said['id']!r}: audits call this suite {suite.name!r}",
+            remedy=f'give it the id "{suite.name}"',
+        )
+    own = {"version": suite.version, "digest": suite.digest, "n": len(suite.examples)}
+    for key, value in (own | {"licence": suite.card.licence, "origin": suite.card.origin}).items():
+        said.setdefault(key, value)
 
 
 def taxonomy(name: str, state: State, now: datetime) -> list[Record]:

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from guardkeel.errors import ConfigError, ModelError
+from guardkeel.engines.parts import depth_of
+from guardkeel.errors import ConfigError
 from guardkeel.evaluation.behaviour import measure, slices
 from guardkeel.evaluation.compare import compare
 from guardkeel.evaluation.gate import decide
+from guardkeel.evaluation.geometry_results import Summed, fold_and_label
 from guardkeel.evaluation.items import ItemMeta, Pair, group_codes
 from guardkeel.evaluation.policy import Policy, default_policy
 from guardkeel.evaluation.scoring import Scored, score, verdict_row
@@ -72,6 +74,8 @@ def audit_guards(
     policy: Policy | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     known: Mapping[str, Known] = MappingProxyType({}),
+    engine: Mapping[str, Any] = MappingProxyType({}),
+    summed: Summed | None = None,
     command: Sequence[str] = (),
     watch: Watch = lambda what, done, total: None,
 ) -> AuditResults:
@@ -81,7 +85,9 @@ def audit_guards(
     (see guards.pair), so that two large models need not be in memory at once. `sources` names the same
     roles. `options` are those the guards were loaded with; they go into the record and, as all of it, must be the
     same for a run to be resumed. `known` are roles that `score_reference` has scored on the same suites under the
-    same settings; `guards` then yields the others only. Raises ConfigError when the folder holds another run.
+    same settings; `guards` then yields the others only. `engine` is recorded: results do not depend on it. `summed`
+    sums up activations where more than `geometry_held` items are sampled; without it they are kept, however many.
+    Raises ConfigError when the folder holds another run.
     """
     settings = settings or AuditSettings()
     policy = policy or default_policy()
@@ -100,6 +106,7 @@ def audit_guards(
             out.write(json.dumps(row(item)).encode() + b"\n")
 
     sample = geometry_sample(items, settings.geometry_items) if settings.geometry else []
+    streamed = summed is not None and len(sample) > settings.geometry_held
     judgements = [i.judgement for i in items]
     for role, before in known.items():
         if len(before.scored.verdicts) != len(items):
@@ -112,6 +119,7 @@ def audit_guards(
     missing: list[str] = []
     layers: tuple[int, ...] = known["reference"].layers if "reference" in known else ()
     depth = known["reference"].depth if "reference" in known else 0
+    shown: set[str] = set()
 
     def run(role: str, guard: Any) -> None:
         nonlocal layers, depth
@@ -121,14 +129,16 @@ def audit_guards(
             watched = layers = _layers(depth, settings)
         elif layers:
             watched = layers if _same_depth(guard, depth, missing) else ()
+        if watched:
+            shown.add(role)
         infos[role] = _info(guard, sources[role])
         scored[role] = score(
             guard,
             judgements,
             folder,
             role,
-            layers=watched,
-            sample=sample,
+            layers=() if streamed else watched,
+            sample=() if streamed else sample,
             watch=lambda d, t: watch(f"score {role}", d, t),
         )
 
@@ -136,21 +146,29 @@ def audit_guards(
         run(role, guard)
         del guard  # or it would stay in memory while the next one is loaded
 
-    results = _results(items, suites, scored, infos, settings, policy, layers, sample, watch)
+    results = _results(items, suites, scored, infos, settings, policy, watch)
+    if summed is not None and streamed and layers:
+        results.geometry = list(
+            _summed_geometry(items, sample, layers, summed, "candidate" in shown, settings)
+        )
+        missing.append(f"geometry: intervals, permutation nulls and probes of {len(sample)} summed-up items")
+    else:
+        results.geometry = list(_geometry(items, scored, layers, sample, settings, watch))
+    results.decision = decide(results, policy)
     if not settings.geometry:
         missing.append("geometry: switched off")
     for role, found in scored.items():
         with atomic_writer(folder / f"{role}.jsonl") as out:
             for judged, verdict in zip(judgements, found.verdicts, strict=True):
                 out.write(json.dumps({"id": judged.id} | verdict_row(verdict)).encode() + b"\n")
-    if results.geometry:
+    if results.geometry and not streamed:
         _save_states(folder / "geometry.safetensors", scored, layers, sample, items)
     record = RunRecord.finished(
         verb="audit",
         started_at=started_at,
         command=list(command),
         inputs=inputs,
-        config=config,
+        config=config | dict(engine),
         seeds={"seed": settings.seed},
         timings={"total": time.perf_counter() - started}
         | {f"score {role}": s.seconds for role, s in scored.items()},
@@ -192,16 +210,10 @@ def score_reference(
 
 def _depth(guard: Any, missing: list[str]) -> int:
     """How many blocks a guard's model has; 0, and a note, where none are found."""
-    from guardkeel.activations.blocks import blocks
-
-    if not hasattr(guard, "model"):
-        missing.append(f"geometry: {guard.name} shows no activations")
-        return 0
-    try:
-        return len(blocks(guard.model))
-    except ModelError as e:
-        missing.append(f"geometry: {e.problem}")
-        return 0
+    depth, why = depth_of(guard)
+    if not depth:
+        missing.append(f"geometry: {why}")
+    return depth
 
 
 def _same_depth(guard: Any, depth: int, missing: list[str]) -> bool:
@@ -247,8 +259,6 @@ def _results(
     infos: dict[str, GuardInfo],
     settings: AuditSettings,
     policy: Policy,
-    layers: Sequence[int],
-    sample: Sequence[int],
     watch: Watch,
 ) -> AuditResults:
     watch("statistics", 0, 1)
@@ -278,10 +288,8 @@ def _results(
         reference=guards["reference"],
         candidate=guards.get("candidate"),
         comparison=comparison,
-        geometry=list(_geometry(items, scored, layers, sample, settings, watch)),
         shortened=sum(any(s.verdicts[k].dropped for s in scored.values()) for k in range(len(items))),
     )
-    results.decision = decide(results, policy)
     watch("statistics", 1, 1)
     return results
 
@@ -310,9 +318,7 @@ def _geometry(
     from guardkeel.geometry.layer import measure_layer
 
     after = scored["candidate"].hidden if "candidate" in scored else None
-    unsafe = np.array([items[k].label == "unsafe" for k in sample])
-    # Suites name their groups and examples each for itself.
-    groups = [(items[k].suite, e.group or f"#{e.id}") for k in sample for e in (items[k].example,)]
+    unsafe, groups = np.array(_unsafe(items, sample)), _groups(items, sample)
     for index, layer in enumerate(layers):
         watch("geometry", index, len(layers))
         yield to_result(
@@ -328,6 +334,37 @@ def _geometry(
             )
         )
     watch("geometry", len(layers), len(layers))
+
+
+def _summed_geometry(
+    items: Sequence[SuiteItem],
+    sample: Sequence[int],
+    layers: Sequence[int],
+    summed: Summed,
+    paired: bool,
+    settings: AuditSettings,
+) -> Iterator[LayerGeometry]:
+    """Geometry of more items than activations can be kept of."""
+    from guardkeel.evaluation.geometry_results import to_result
+    from guardkeel.geometry.streaming import measure_moments
+
+    cells = fold_and_label(_unsafe(items, sample), _groups(items, sample), settings.seed)
+    found = summed([items[k].judgement for k in sample], cells, layers, paired)
+    for layer, moments in zip(layers, found, strict=True):
+        yield to_result(
+            measure_moments(
+                layer, moments, paired=paired, rank=settings.rank, seed=settings.seed, draws=settings.draws
+            )
+        )
+
+
+def _unsafe(items: Sequence[SuiteItem], sample: Sequence[int]) -> list[bool]:
+    return [items[k].label == "unsafe" for k in sample]
+
+
+def _groups(items: Sequence[SuiteItem], sample: Sequence[int]) -> list[tuple[str, str]]:
+    """Suites name their groups and examples each for itself."""
+    return [(items[k].suite, e.group or f"#{e.id}") for k in sample for e in (items[k].example,)]
 
 
 def _save_states(

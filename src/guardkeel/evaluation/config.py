@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from guardkeel.configuration import read_configuration
+from guardkeel.engines.settings import EngineSettings
 from guardkeel.evaluation.settings import AuditSettings
 
 DEFAULT_SUITES = [
@@ -21,8 +22,8 @@ DEFAULT_SUITES = [
 ]
 
 
-class AuditConfig(AuditSettings):
-    """What an audit reads, and all of AuditSettings."""
+class AuditConfig(EngineSettings, AuditSettings):
+    """What an audit reads and runs on, and all of AuditSettings."""
 
     reference: str = Field(default="keel-135m", description="the guard before: a name, folder or reference")
     against: str | None = Field(

@@ -1,6 +1,11 @@
-"""From the geometry room's plain values to the typed results that go into run.json."""
+"""From the geometry room's plain values to the typed results that go into run.json; folds of items for sums."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 
 from guardkeel.geometry.values import LayerMeasures, MeasureValue, Value
 from guardkeel.records import Estimate
@@ -39,3 +44,18 @@ def to_result(measures: LayerMeasures) -> LayerGeometry:
         drift=to_estimate(m.drift) if m.drift else None,
         drift_inside=to_measure(m.drift_inside) if m.drift_inside else None,
     )
+
+
+Summed = Callable[[Sequence[Any], Sequence[tuple[int, bool]], Sequence[int], bool], Sequence[Any]]
+"""(items, fold and label of each, layers, with the candidate?) → the moments of each layer; see engines/moments.py."""
+
+
+def fold_and_label(unsafe: Sequence[bool], groups: Sequence[Any], seed: int) -> list[tuple[int, bool]]:
+    """Of each item: the half it is in, as measure_layer halves them, and whether it is unsafe."""
+    from guardkeel.geometry.inputs import group_ids
+    from guardkeel.geometry.resampling import stratified_folds
+
+    labels = np.array(unsafe, dtype=np.bool_)
+    rng = np.random.default_rng((seed, 1))
+    folds = stratified_folds(labels, group_ids(groups, len(labels)), 2, rng)
+    return [(int(f), bool(u)) for f, u in zip(folds, labels, strict=True)]

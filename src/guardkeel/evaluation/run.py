@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from guardkeel.engines.moments import Sample, summed
+from guardkeel.engines.opening import open_pair
+from guardkeel.engines.settings import ENGINE_FIELDS
 from guardkeel.evaluation.audit import Source, Watch, audit_guards
 from guardkeel.evaluation.config import AuditConfig, read_config
 from guardkeel.evaluation.policy import load_policy
@@ -13,7 +16,6 @@ from guardkeel.evaluation.suites import load_suite
 from guardkeel.guards.guard_policy import read_policy
 from guardkeel.guards.kinds import kind_of, other_digest
 from guardkeel.guards.load import base_path, describe, guard_path, unknown_family
-from guardkeel.guards.pair import pair
 from guardkeel.models.adapters import adapter_base, check_adapter, is_adapter
 from guardkeel.models.checks import check_checkpoint
 from guardkeel.models.loading import checkpoint_digest, task_of
@@ -53,14 +55,29 @@ def run(
     named = {"reference": config.reference} | ({"candidate": config.against} if config.against else {})
     # A candidate that cannot be used is found out here, before hours of scoring.
     sources = {role: _source(text, config.family, config.offline, watch) for role, text in named.items()}
+    engine, options = config.engine_settings(), config.guard_options()
+
+    def sums(items: Any, cells: Any, layers: Any, paired: bool) -> Any:
+        return summed(
+            engine,
+            config.reference,
+            config.against if paired else None,
+            Sample(0, items, cells, tuple(layers)),
+            watch=lambda done, total: watch("sum up activations", done, total),
+            progress=watch,
+            **options,
+        )
+
     return audit_guards(
-        pair(config.reference, config.against, progress=watch, **config.guard_options()),
+        open_pair(engine, config.reference, config.against, progress=watch, **options),
         suites,
         folder,
         sources=sources,
         settings=config.settings(),
         policy=policy,
-        options=_recorded(config),
+        options=_recorded(config) | engine.engine_mark(),
+        engine=config.model_dump(mode="json", include=ENGINE_FIELDS) if engine.engine != "local" else {},
+        summed=sums,
         command=command,
         watch=watch,
     )

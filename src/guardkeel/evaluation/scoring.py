@@ -1,13 +1,12 @@
 """Scoring a guard into a run directory, batch by batch, so that a killed run goes on where it stopped.
 
 Every finished batch is one file, written atomically, under `progress/`. Batches depend on the items alone,
-so a resumed run meets the same ones and gives the same results.
+so a resumed run meets the same ones and gives the same results, whichever engine judges them.
 """
 
 from __future__ import annotations
 
 import json
-import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,17 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from guardkeel.engines.parts import Floats32, judge, parts
 from guardkeel.errors import ConfigError
 from guardkeel.guards.base import Guard, Judgement, Verdict
 from guardkeel.records import atomic_writer, value_digest, write_json
 
-Floats32 = np.ndarray[Any, np.dtype[np.float32]]
 Watch = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Verdicts in item order; `hidden` is (layers, sampled items, width) in the sample's order, or None."""
+    """Verdicts in item order; `hidden` is (layers, sampled items, width) in the sample's order, or None.
+
+    `seconds` is what the guard took; where several workers judged, of all of them together.
+    """
 
     verdicts: list[Verdict]
     hidden: Floats32 | None
@@ -69,24 +71,19 @@ def score(
         done.add(number)
         seconds += spent
     watch(len(rows), len(items))
-    started = time.perf_counter()
-    for batch in guard.batches(items, layers=layers if wanted else (), skip=done):
-        picked = [k for k, i in enumerate(batch.indices) if i in wanted] if batch.hidden is not None else []
-        now = time.perf_counter()
-        kept = batch.hidden[:, picked] if batch.hidden is not None else np.zeros((0, 0, 0), np.float32)
+    for found in judge(guard, parts(items, layers=layers, sample=wanted, known=done, judged=rows)):
         head = {
-            "number": batch.number,
-            "indices": batch.indices,
-            "seconds": now - started,
-            "verdicts": [verdict_row(v) for v in batch.verdicts],
-            "sampled": [batch.indices[k] for k in picked],
+            "number": found.number,
+            "indices": found.indices,
+            "seconds": found.seconds,
+            "verdicts": [verdict_row(v) for v in found.verdicts],
+            "sampled": found.sampled,
         }
-        with atomic_writer(progress / f"{role}-{batch.number:06d}.npz") as out:
-            np.savez(out, head=np.frombuffer(json.dumps(head).encode(), np.uint8), hidden=kept)
-        rows.update(zip(batch.indices, batch.verdicts, strict=True))
-        states.update((batch.indices[k], kept[:, j]) for j, k in enumerate(picked))
-        seconds += now - started
-        started = time.perf_counter()
+        with atomic_writer(progress / f"{role}-{found.number:06d}.npz") as out:
+            np.savez(out, head=np.frombuffer(json.dumps(head).encode(), np.uint8), hidden=found.hidden)
+        rows.update(zip(found.indices, found.verdicts, strict=True))
+        states.update((i, found.hidden[:, j]) for j, i in enumerate(found.sampled))
+        seconds += found.seconds
         watch(len(rows), len(items))
     hidden = np.stack([states[i] for i in sample], axis=1) if wanted and layers else None
     return Scored([rows[i] for i in range(len(items))], hidden, seconds)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from guardkeel.configuration import read_configuration
 
@@ -25,6 +25,9 @@ _UNITS = {
     "GI": 2**30,
     "TI": 2**40,
 }
+
+HOW = frozenset({"offline", "processes"})
+"""Keys that do not change what is written: a run may go on under others."""
 
 
 class FuseConfig(BaseModel):
@@ -88,6 +91,11 @@ class FuseConfig(BaseModel):
     diagnostics: bool = Field(default=True, description="measure what changed, layer by layer")
     seed: int = Field(default=0, description="of what a method draws")
     device: str = Field(default="cpu", description="where the arithmetic runs: auto, cpu, cuda or cuda:N")
+    processes: int = Field(
+        default=1,
+        ge=1,
+        description="worker processes that share the tensors of a checkpoint; each takes the memory of one",
+    )
     offline: bool | None = Field(default=None, description="never use the network")
 
     @field_validator("shard_size")
@@ -104,6 +112,14 @@ class FuseConfig(BaseModel):
         if text is not None and text not in DTYPES:
             raise ValueError(f"is none of {', '.join(DTYPES)}")
         return text
+
+    @model_validator(mode="after")
+    def _a_checkpoint(self) -> FuseConfig:
+        if self.processes > 1 and self.output == "adapter":
+            raise ValueError(
+                "processes: an adapter is made by one process; write a checkpoint, or leave it out"
+            )
+        return self
 
     @property
     def shard_bytes(self) -> int:

@@ -181,6 +181,12 @@ class Journal:
     def __init__(self, path: Path, dtypes: Mapping[str, torch.dtype] = MappingProxyType({})) -> None:
         self.path, self.dtypes = path, dtypes
         self.lines: dict[str, Line] = {}
+        self._start = ""
+        self.read()
+
+    def read(self) -> None:
+        """Take up what is in the file; worker processes write to it too."""
+        path = self.path
         text = path.read_text("utf-8", "replace") if path.is_file() else ""
         for line in map(_read, text.splitlines()):
             if line is not None:

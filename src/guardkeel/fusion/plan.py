@@ -31,6 +31,7 @@ _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _WORKER_BYTES = (
     24 * 2**20
 )  # what a thread holds beside its tensors: read buffers, stack, the allocator's leftovers
+_INTERPRETER = 250 * 2**20  # a worker process with torch loaded, before its first tensor
 _FEW = 256 * 2**20  # small tensors go through beside each other up to this much
 
 Way = Literal["fuse", "reference", "candidate"]
@@ -75,8 +76,9 @@ class Plan:
         method: name of the method.
         items: tensors in the order in which the reference keeps them, so that it is read from front to back.
         shards: the files to be written.
-        threads: tensors or blocks that are worked on at once.
-        budget: bytes that the tensors in work hold together.
+        threads: tensors or blocks that a process works on at once.
+        budget: bytes that the tensors in work hold together, in one process.
+        processes: that share the tensors out among them; 1 is this one alone.
     """
 
     sources: Sources
@@ -85,6 +87,7 @@ class Plan:
     shards: tuple[Shard, ...]
     threads: int
     budget: int
+    processes: int = 1
 
     @cached_property
     def bytes_written(self) -> int:
@@ -123,14 +126,20 @@ class Plan:
 
     @property
     def tensor_bytes(self) -> int:
-        """The most memory that tensors take at any time."""
+        """The most memory that tensors take at any time, in all processes."""
         kept = max((n for i in self.items if (n := i.rows * i.spec.width) <= KEPT), default=0)
-        return self.budget + self.threads * (_WORKER_BYTES + 4 * kept * len(self.sources.models))
+        each = self.budget + self.threads * (_WORKER_BYTES + 4 * kept * len(self.sources.models))
+        return each * self.processes
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the fuse takes beside what this process has now: the tensors, and workers' interpreters."""
+        return self.tensor_bytes + (self.processes * _INTERPRETER if self.processes > 1 else 0)
 
     @cached_property
     def peak_bytes(self) -> int:
-        """The most memory that the process takes: what it has now, and the tensors."""
-        return int(psutil.Process().memory_info().rss) + self.tensor_bytes
+        """The most memory that the process and its workers take: what it has now, and what it needs."""
+        return int(psutil.Process().memory_info().rss) + self.needed
 
     def identity(self, method: Method, seed: int) -> str:
         """Digest of everything that the bytes follow from; files count by path, size and time."""
@@ -158,13 +167,14 @@ class Plan:
         """The plan in words, for --dry-run: what, how much."""
         taken = len(self.items) - len(self.fused)
         item = self.largest
+        by = f"{self.processes} processes, in each " if self.processes > 1 else ""
         cut = "" if item.rows >= item.spec.rows else f", in pieces of {item.rows:,} rows"
         return [
             ("method", self.method),
             ("tensors", f"{len(self.fused):,} fused" + (f", {taken:,} taken over" if taken else "")),
             ("read", f"{size(self.bytes_read)} from {len(self.sources.models)} models"),
             ("write", f"{size(self.bytes_written)} in {len(self.shards)} files"),
-            ("at once", f"{self.threads} threads, tensors of up to {size(self.budget)} together"),
+            ("at once", f"{by}{self.threads} threads, tensors of up to {size(self.budget)} together"),
             ("largest", f"{item.name} {item.spec.shape}: {size(item.cost)}{cut}"),
             ("peak memory", f"{size(self.peak_bytes)}, {size(self.tensor_bytes)} of it for tensors"),
         ]
@@ -184,6 +194,8 @@ def make_plan(
     threads: int | None = None,
     memory: int | None = None,
     block: int = BLOCK,
+    processes: int = 1,
+    free: int | None = None,
 ) -> Plan:
     """Plan a fuse of models that passed the preflight.
 
@@ -194,15 +206,19 @@ def make_plan(
         shard_bytes: largest file; a tensor larger than that has a file of its own.
         chosen: whether the tensor of this name goes through the method.
         rest: where the others come from.
-        threads: tensors or blocks worked on at once; default: the processor's cores, and one more to read and write.
-        memory: bytes for the tensors in work; default: what the largest takes, and 256 MB where that is less.
+        threads: tensors or blocks worked on at once in a process; default: its share of the processor's cores, and one
+            more to read and write.
+        memory: bytes for the tensors in work in a process; default: what the largest takes, and 256 MB where that is
+            less.
         block: values of a block of an element-wise method.
+        processes: that share the tensors out among them.
+        free: bytes that there are; default: what is free now.
 
     Raises:
         ConfigError: `memory` is less than the largest tensor takes, or no tensor is chosen.
         RunError: there is less free memory than the fuse needs.
     """
-    threads = threads or _cores() + 1
+    threads = threads or max(1, cores() // processes) + 1
     items = tuple(
         _item(sources, method, name, dtype, chosen, rest, block) for name in sources.reference.specs
     )
@@ -216,16 +232,20 @@ def make_plan(
         )
     small = sum(sorted((item.cost for item in items), reverse=True)[: 2 * threads])
     budget = memory or max(largest.cost, min(_FEW, small))
-    plan = Plan(sources, method.name, items, tuple(_shards(items, shard_bytes)), threads, budget)
-    if (free := free_memory()) < plan.tensor_bytes:
+    shards = tuple(_shards(items, shard_bytes))
+    plan = Plan(sources, method.name, items, shards, threads, budget, processes)
+    free = free_memory() if free is None else free
+    if free < plan.needed:
+        fewer = f"take fewer processes than {processes}, or " if processes > 1 else ""
         raise RunError(
-            f"the fuse needs {size(plan.tensor_bytes)} of memory, {size(free)} are free",
-            remedy=f"free some; the largest tensor, {largest.name!r}, needs {size(largest.cost)} by itself",
+            f"the fuse needs {size(plan.needed)} of memory, {size(free)} are free",
+            remedy=f"{fewer}free some; the largest tensor, {largest.name!r}, needs {size(largest.cost)} by itself",
         )
     return plan
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -53,6 +53,7 @@ def prepare(config: FuseConfig, method: Method, sources: Sources) -> Prepared:
         shard_bytes=config.shard_bytes,
         chosen=config.chosen,
         rest=config.rest,
+        processes=config.processes,
     )
     return Prepared(config, method, sources, plan, warnings, pick_device(config.device))
 

@@ -70,7 +70,7 @@ class FusePlan(_Result):
     bytes_written: int = Field(description="of weights; of an adapter the most that it can be")
     shards: int
     dtype: str = Field(description="what most values are stored as")
-    memory: int = Field(description="most memory of the process")
+    memory: int = Field(description="most memory of the process, and of its workers")
     largest: str = Field(description="the tensor that takes most of it")
     seconds: float
     files: list[str] = Field(description="copied from the reference")
@@ -88,7 +88,7 @@ class FuseResults(_Result):
     copied: int = Field(description="tensors that were taken over as they are")
     bytes_read: int
     bytes_written: int
-    peak_memory: int = Field(description="bytes, of the process or of the accelerator")
+    peak_memory: int = Field(description="bytes, of the process and its workers, or of the accelerator")
     seconds: float
     diagnostics: Diagnostics | None = None
     adapter: AdapterFit | None = None

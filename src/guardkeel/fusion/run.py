@@ -10,12 +10,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from guardkeel.fusion import stream
-from guardkeel.fusion.config import FuseConfig, read_config
+from guardkeel.fusion.config import HOW, FuseConfig, read_config
 from guardkeel.fusion.diagnostics import HELD, UNDONE, Journal, measure, summarised
 from guardkeel.fusion.inputs import Watch, digests, method_of, opened
 from guardkeel.fusion.methods.base import Tensors
@@ -80,20 +81,28 @@ def run(
     with opened(config, method, watch) as sources:
         prepared = prepare(config, method, sources)
         inputs = digests(sources, watch)
-        claim(folder, value_digest([inputs, config.model_dump(exclude={"offline"})]), begun=_BEGUN)
+        claim(folder, value_digest([inputs, config.model_dump(exclude=set(HOW))]), begun=_BEGUN)
         write_text(folder / "config.toml", toml_text(config.model_dump()))
         if not list(folder.glob(_BEGUN)):  # lines of a run that failed are not this one's
             (folder / _LINES).unlink(missing_ok=True)
         journal = Journal(folder / _LINES, _dtypes(prepared)) if config.diagnostics else None
         settings = _settings(prepared, inputs, folder)
         make = _adapter if config.output == "adapter" else _checkpoint
-        fit = make(prepared, folder, journal, settings, watch)
-        results = _results(prepared, folder, journal, fit, time.perf_counter() - started)
+        made = make(prepared, folder, journal, settings, watch)
+        results = _results(prepared, folder, journal, made, time.perf_counter() - started)
     _write(folder, config, inputs, results, started_at, command)
     shutil.rmtree(folder / _PARTS, ignore_errors=True)
     for leftover in (_LINES, "plan.json"):
         (folder / leftover).unlink(missing_ok=True)
     return results
+
+
+@dataclass(frozen=True)
+class _Made:
+    """How well an adapter fits, and what worker processes took of memory at their peak."""
+
+    fit: AdapterFit | None = None
+    workers: int = 0
 
 
 def _dtypes(p: Prepared) -> dict[str, Any]:
@@ -108,7 +117,8 @@ def taken_up(config: FuseConfig, folder: Path, watch: Watch) -> FuseResults | No
     if not (folder / "run.json").is_file():
         return None
     record = read_record(folder)
-    if record.verb != VERB or record.config | {"offline": config.offline} != config.model_dump(mode="json"):
+    given = config.model_dump(mode="json")
+    if record.verb != VERB or record.config | {key: given[key] for key in HOW} != given:
         return None
     with opened(config, method_of(config), watch) as sources:
         same = record.inputs == digests(sources, watch)
@@ -117,9 +127,9 @@ def taken_up(config: FuseConfig, folder: Path, watch: Watch) -> FuseResults | No
 
 def _checkpoint(
     p: Prepared, folder: Path, journal: Journal | None, settings: Mapping[str, Any], watch: Watch
-) -> None:
+) -> _Made:
     """Write fused/ as a checkpoint, or go on with it; it may be there, where only the record is missing."""
-    resumed = True
+    resumed, workers = True, 0
     if not (folder / FUSED).exists():
         streamed = stream.run(
             p.plan,
@@ -131,17 +141,19 @@ def _checkpoint(
             files={SETTINGS: _json(settings)},
             progress=_megabytes(watch),
         )
-        resumed = streamed.resumed > 0
+        resumed, workers = streamed.resumed > 0, streamed.workers
     if journal is None:
-        return
+        return _Made(workers=workers)
+    journal.read()
     left = [i for i in p.plan.items if resumed or i.way != "fuse"]
     with open_source(folder / FUSED) as after:
         _measure_left(p, journal, left, lambda item, tensors: after.read(item.name).float())
+    return _Made(workers=workers)
 
 
 def _adapter(
     p: Prepared, folder: Path, journal: Journal | None, settings: Mapping[str, Any], watch: Watch
-) -> AdapterFit:
+) -> _Made:
     """Write fused/ as an adapter, or go on with it."""
     import torch
 
@@ -177,7 +189,7 @@ def _adapter(
             p, journal, taken, lambda i, t: t.reference if i.way == "reference" else t.candidates[0]
         )
     shutil.rmtree(folder / FUSED, ignore_errors=True)
-    return assemble(
+    fit = assemble(
         parts,
         folder / FUSED,
         reference.read,
@@ -185,6 +197,7 @@ def _adapter(
         task=task_of(reference.config, reference.folder),
         settings=settings,
     )
+    return _Made(fit)
 
 
 def _whole(p: Prepared, pieces: Pieces, item: Item, journal: Journal | None) -> Any:
@@ -240,9 +253,7 @@ def _guessed(reference: Source) -> str | None:
     )
 
 
-def _results(
-    p: Prepared, folder: Path, journal: Journal | None, fit: AdapterFit | None, seconds: float
-) -> FuseResults:
+def _results(p: Prepared, folder: Path, journal: Journal | None, made: _Made, seconds: float) -> FuseResults:
     found = None
     if journal is not None:
         found = summarised(journal.lines.values(), len(p.sources.candidates), len(p.plan.items))
@@ -255,11 +266,15 @@ def _results(
         copied=len(p.plan.items) - len(p.plan.fused),
         bytes_read=p.plan.bytes_read,
         bytes_written=sum(f.stat().st_size for f in (folder / FUSED).glob("*.safetensors")),
-        peak_memory=peak_memory(p.device),
+        peak_memory=peak_memory(p.device) + made.workers,
         seconds=seconds,
         diagnostics=found,
-        adapter=fit,
-        notes=[*p.warnings, *(_notes(p, found) if found else []), *(_misses(p, fit) if fit else [])],
+        adapter=made.fit,
+        notes=[
+            *p.warnings,
+            *(_notes(p, found) if found else []),
+            *(_misses(p, made.fit) if made.fit else []),
+        ],
     )
 
 

@@ -1,5 +1,7 @@
 """The fuse itself: rows are read, fused and written by a few threads that each work on a tensor or a block of one.
 
+Several processes share the tensors out among them, a run of neighbours at a time, and write into the same files.
+
 Every thread reads what it needs, computes in float32, casts once to the output's dtype (round to nearest, ties to even)
 and hands the bytes to the system, which brings them to the disk while other rows are read and computed. Each thread
 computes alone, so sums and products do not depend on how many there are; blocks are cut where vector arithmetic is
@@ -9,14 +11,16 @@ computes alone, so sums and products do not depend on how many there are; blocks
 from __future__ import annotations
 
 import math
+import os
+import statistics
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from time import perf_counter, thread_time
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,16 +30,20 @@ from guardkeel.fusion.methods.base import Method
 from guardkeel.fusion.outfiles import beside
 from guardkeel.fusion.pieces import Observer, Pieces
 from guardkeel.fusion.plan import Item, Plan, make_plan
+from guardkeel.fusion.processes import shared_out
 from guardkeel.fusion.sources import Sources, one_thread
 from guardkeel.fusion.tensorfile import FLOATS
-from guardkeel.fusion.writer import Writer
+from guardkeel.fusion.writer import Shards, Writer
+from guardkeel.models.devices import peak_memory
 from guardkeel.resources import Progress
 
 _SPAN = 16  # blocks of an element-wise method that a thread takes at once
 _CAST = 2**18  # values cast at once
 _SAMPLE = 2**21  # values of the piece that tells how fast a method is
+_TRIES = 5  # tensors that are tried of each size
 _DISK = 1e9  # bytes that the system takes in a second, roughly
 _AHEAD = 4  # tensors that the system is asked to read ahead
+_TURNS = 16  # runs of tensors for each process: as many as keep all of them busy to the end
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,8 @@ class Streamed:
     bytes_read: int
     bytes_written: int
     seconds: float
+    workers: int = 0
+    """Peak memory of worker processes, added up."""
 
 
 def run(
@@ -71,7 +81,7 @@ def run(
         out: must not be there. Killed, the run leaves `.NAME.unfinished` beside it and goes on there when repeated.
         seed: of what the method draws.
         device: where the method computes; files are read and written on the CPU.
-        observer: sees each fused piece. Tensors that are taken over do not come by.
+        observer: sees each fused piece. Tensors that are taken over do not come by. Worker processes have copies of it.
         files: contents to write beside the weights by name, instead of the reference's file of that name.
         progress: called with ("fuse", bytes written, bytes in all).
 
@@ -79,24 +89,31 @@ def run(
         ModelError: a tensor is not finite, before or after, or a file is cut short; nothing is left of the output then.
         ConfigError: `out` is there or cannot be written.
         RunError: the disk is full.
+        LostWorkerError: a worker process was killed; what it finished is kept, as after a kill of this one.
     """
     assert plan.method == method.name, f"the plan was made for {plan.method}"
     started = perf_counter()
     with Writer(Path(out), plan.shards, plan.identity(method, seed)) as writer:
         resumed = len(writer.done)
-        job = _Run(plan, method, writer, seed, device, observer, progress)
-        job.all()
+        left = [item for item in plan.items if item.name not in writer.done]
+        if plan.processes > 1:
+            share = _Share(plan, method, writer.folder, seed, device, observer)
+            taken, unchanged, workers = _by_processes(share, left, progress)
+        else:
+            job = _Run(plan, method, writer, seed, device, observer, progress)
+            job.all(left)
+            taken, unchanged, workers = job.taken, job.unchanged, 0
         writer.publish(*beside(plan.sources.reference, plan.dtype, files))
-    done = len(plan.items) - resumed
     return Streamed(
         writer.out,
-        done - job.taken - job.unchanged,
-        job.taken,
-        job.unchanged,
+        len(left) - taken - unchanged,
+        taken,
+        unchanged,
         resumed,
         plan.bytes_read,
         plan.bytes_written,
         perf_counter() - started,
+        workers,
     )
 
 
@@ -137,18 +154,41 @@ def fused(
         workers.close()
 
 
-def estimate(plan: Plan, method: Method, *, seed: int = 0, device: str = "cpu") -> float:
-    """About how many seconds a run takes: one piece of a middling tensor is fused, and its time is scaled up."""
-    sample = min(plan.fused, key=lambda item: abs(item.rows * item.spec.width - _SAMPLE))
+def estimate(plan: Plan, method: Method, *, seed: int = 0, device: str = "cpu", disk: float = _DISK) -> float:
+    """About how many seconds a run takes, where nothing else does.
+
+    Pieces of some middling tensors and of some of the smallest are fused; what they take says what a piece costs,
+    however small, and what a value costs. `disk` is how many bytes it takes in a second.
+    """
     pieces = Pieces(plan.sources, method, seed, device)
+    small = sorted(plan.fused, key=_values)[:_TRIES]
+    large = sorted(plan.fused, key=lambda item: abs(_values(item) - _SAMPLE))[:_TRIES]
     with one_thread():
-        for _ in range(2):  # the first has the files to open
-            started = perf_counter()
-            pieces.fused(sample, 0, sample.rows)
-            took = perf_counter() - started
-    values = sum(item.spec.values for item in plan.fused)
-    apart = max(1, plan.threads - 1)
-    return values / (sample.rows * max(1, sample.spec.width)) * took / apart + plan.bytes_written / _DISK
+        least, most = (_typical(pieces, items) for items in (small, large))
+    more = _values(large[0]) - _values(small[0])
+    value = max(0.0, most - least) / more if more > 0 else most / max(1, _values(large[0]))
+    piece = least if more > 0 else 0.0
+    work = sum(piece * math.ceil(i.spec.rows / i.rows) + value * i.spec.values for i in plan.fused)
+    apart = plan.processes * max(1, plan.threads - 1)
+    return work / apart + plan.bytes_written / disk
+
+
+def _values(item: Item) -> int:
+    """Of one piece."""
+    return item.rows * item.spec.width
+
+
+def _typical(pieces: Pieces, items: Sequence[Item]) -> float:
+    """Seconds of a piece of one of these: the median. On the CPU they are the processor's, so that it does not matter
+    what else the machine does."""
+    clock = thread_time if pieces.device == "cpu" else perf_counter
+    pieces.fused(items[0], 0, items[0].rows)  # files are opened
+    took = []
+    for item in items:
+        started = clock()
+        pieces.fused(item, 0, item.rows)
+        took.append(clock() - started)
+    return statistics.median(took)
 
 
 def _whole(pieces: Pieces, item: Item) -> Tensor:
@@ -203,12 +243,75 @@ class _Workers:
         torch.set_num_threads(self._before)
 
 
+class _Did(NamedTuple):
+    """What a worker process did in one turn; `peak` is its memory so far."""
+
+    names: list[str]
+    taken: int
+    unchanged: int
+    process: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class _Share:
+    """All that a worker process needs to fuse tensors into shards that are there."""
+
+    plan: Plan
+    method: Method
+    folder: Path
+    seed: int
+    device: str
+    observer: Observer | None
+
+    def __call__(self) -> Callable[[Sequence[str]], _Did]:
+        """In the worker: open the shards, and fuse tensors by their names."""
+        items = {item.name: item for item in self.plan.items}
+        shards = Shards(self.folder, self.plan.shards)
+        shards.open()
+
+        def turn(names: Sequence[str]) -> _Did:
+            job = _Run(self.plan, self.method, shards, self.seed, self.device, self.observer, None)
+            job.all([items[name] for name in names])
+            return _Did(list(names), job.taken, job.unchanged, os.getpid(), peak_memory(self.device))
+
+        return turn
+
+
+def _by_processes(share: _Share, left: list[Item], progress: Progress | None) -> tuple[int, int, int]:
+    """All of `left` by worker processes; how many tensors were taken and unchanged, and the workers' peak memory."""
+    plan, taken, unchanged, peaks = share.plan, 0, 0, dict[int, int]()
+    sizes = {item.name: item.spec.bytes for item in left}
+    done = sum(item.spec.bytes for item in plan.items) - sum(sizes.values())
+    turns = _turns(left, sum(sizes.values()) / (_TURNS * plan.processes))
+    for did in shared_out(share, turns, plan.processes) if turns else ():
+        taken, unchanged = taken + did.taken, unchanged + did.unchanged
+        peaks[did.process] = did.peak
+        done += sum(sizes[name] for name in did.names)
+        if progress:
+            progress("fuse", done, plan.bytes_written)
+    return taken, unchanged, sum(peaks.values())
+
+
+def _turns(items: list[Item], least: float) -> list[list[str]]:
+    """Neighbours in runs of at least so many bytes: each worker reads its files from front to back."""
+    runs: list[list[str]] = []
+    filled = math.inf
+    for item in items:
+        if filled >= least:
+            runs.append([])
+            filled = 0
+        runs[-1].append(item.name)
+        filled += item.spec.bytes
+    return runs
+
+
 class _Run:
     def __init__(
         self,
         plan: Plan,
         method: Method,
-        writer: Writer,
+        writer: Shards,
         seed: int,
         device: str,
         observer: Observer | None,
@@ -225,9 +328,8 @@ class _Run:
     def _pieces(self) -> Pieces:
         return Pieces(self.plan.sources, self._method, self._seed, self._device, self.observer)
 
-    def all(self) -> None:
-        """Every tensor that is not there yet."""
-        left = [item for item in self.plan.items if item.name not in self.writer.done]
+    def all(self, left: Sequence[Item]) -> None:
+        """These tensors, in order."""
         look, workers = self._pieces(), _Workers(self.plan, self._pieces)
         futures: list[Future[None]] = []
         try:

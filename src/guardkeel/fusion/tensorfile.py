@@ -96,6 +96,10 @@ class TensorFiles:
         """
         return cls({name: (path, entry) for name, entry in read_header(path).items()})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process, which opens the files for itself."""
+        return TensorFiles, (self.tensors,)
+
     @property
     def files(self) -> list[Path]:
         """The files, sorted."""

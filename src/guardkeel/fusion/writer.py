@@ -24,6 +24,7 @@ from torch import Tensor
 
 from guardkeel.errors import ConfigError, RunError
 from guardkeel.fusion.plan import Shard
+from guardkeel.fusion.processes import LostWorkerError
 from guardkeel.fusion.tensorfile import memory
 from guardkeel.records import write_json
 from guardkeel.resources import lock
@@ -31,50 +32,41 @@ from guardkeel.resources import lock
 JOURNAL = "journal.jsonl"
 INDEX = "model.safetensors.index.json"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+_FLAGS = os.O_RDWR | os.O_CREAT
 
 
-class Writer:
-    """Takes bytes of tensors in any order from several threads; a context manager that must end with `publish`.
+class Shards:
+    """The shards of an unfinished output, which are there: takes bytes of tensors in any order from several threads.
 
-    Left by an error in the inputs or the outputs it removes what it wrote; left by an interruption it keeps it.
+    Several processes may write to the same shards, as each tensor has a place of its own.
 
     Args:
-        out: the folder to be; it must not be there, or be empty.
+        folder: the unfinished output's.
         shards: the layout.
-        identity: of the run; an unfinished one of the same identity is gone on with, any other is removed.
-
-    Raises:
-        ConfigError: `out` is there already or cannot be made.
-        RunError: the disk has no room.
     """
 
-    def __init__(self, out: Path, shards: Sequence[Shard], identity: str) -> None:
-        self.out = out.absolute()
-        self.folder = self.out.parent / f".{self.out.name}.unfinished"
-        self.shards = shards
+    def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
+        self.folder, self.shards = folder, shards
         self.done: set[str] = set()
-        self._said = {"identity": identity, "boot": _boot()}
         self._files: dict[str, tuple[int, int]] = {}
         self._mutex = threading.Lock()
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> Writer:
-        self._stack.enter_context(lock(self.out))
-        try:
-            if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
-                raise ConfigError(
-                    f"{self.out}: is there already", remedy="choose another --out, or delete it"
-                )
-            self._open()
-        except BaseException:
-            self._close()
-            raise
-        return self
+    def open(self, *, fresh: bool = False) -> None:
+        """Open shards and journal; what is missing, or with `fresh` all of it, is made first.
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is not None and issubclass(kind, Exception):
-            shutil.rmtree(self.folder, ignore_errors=True)  # while no other run may enter
-        self._close()
+        Raises:
+            OSError: as the system says.
+        """
+        for shard in self.shards:
+            handle = os.open(self.folder / shard.file, _FLAGS, 0o644)
+            self._stack.callback(os.close, handle)
+            if fresh or os.fstat(handle).st_size != shard.size:
+                _reserve(handle, shard.size)
+                os.pwrite(handle, shard.header, 0)
+            self._files |= {name: (handle, place) for name, place in shard.places.items()}
+        self._journal = os.open(self.folder / JOURNAL, _FLAGS | os.O_APPEND, 0o644)
+        self._stack.callback(os.close, self._journal)
 
     def write(self, name: str, at: int, data: Tensor | memoryview) -> None:
         """Put bytes, or those of a contiguous tensor, at byte `at` of the tensor of this name.
@@ -96,6 +88,46 @@ class Writer:
         with self._mutex:
             os.write(self._journal, (json.dumps(name) + "\n").encode())
             self.done.add(name)
+
+
+class Writer(Shards):
+    """The output as a whole; a context manager that must end with `publish`.
+
+    Left by an error in the inputs or the outputs it removes what it wrote; left by an interruption, or because a worker
+    process was lost, it keeps it.
+
+    Args:
+        out: the folder to be; it must not be there, or be empty.
+        shards: the layout.
+        identity: of the run; an unfinished one of the same identity is gone on with, any other is removed.
+
+    Raises:
+        ConfigError: `out` is there already or cannot be made.
+        RunError: the disk has no room.
+    """
+
+    def __init__(self, out: Path, shards: Sequence[Shard], identity: str) -> None:
+        self.out = out.absolute()
+        super().__init__(self.out.parent / f".{self.out.name}.unfinished", shards)
+        self._said = {"identity": identity, "boot": _boot()}
+
+    def __enter__(self) -> Writer:
+        self._stack.enter_context(lock(self.out))
+        try:
+            if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
+                raise ConfigError(
+                    f"{self.out}: is there already", remedy="choose another --out, or delete it"
+                )
+            self._open()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, LostWorkerError):
+            shutil.rmtree(self.folder, ignore_errors=True)  # while no other run may enter
+        self._close()
 
     def publish(self, copies: Sequence[Path] = (), files: Mapping[str, bytes] | None = None) -> None:
         """Bring everything to the disk and make it the output.
@@ -124,23 +156,13 @@ class Writer:
         (self.out / JOURNAL).unlink()
 
     def _open(self) -> None:
-        journal = self.folder / JOURNAL
-        before = _read(journal)
+        before = _read(self.folder / JOURNAL)
         fresh = not before or before[0] != self._said
         try:
             if fresh:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.folder.mkdir(parents=True)
-            flags = os.O_RDWR | os.O_CREAT
-            for shard in self.shards:
-                handle = os.open(self.folder / shard.file, flags, 0o644)
-                self._stack.callback(os.close, handle)
-                if fresh or os.fstat(handle).st_size != shard.size:
-                    _reserve(handle, shard.size)
-                    os.pwrite(handle, shard.header, 0)
-                self._files |= {name: (handle, place) for name, place in shard.places.items()}
-            self._journal = os.open(journal, flags | os.O_APPEND, 0o644)
-            self._stack.callback(os.close, self._journal)
+            self.open(fresh=fresh)
             if fresh:  # after the shards: a journal with a first line says that they are there
                 os.write(self._journal, (json.dumps(self._said) + "\n").encode())
             else:

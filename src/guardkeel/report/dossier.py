@@ -6,9 +6,12 @@ from the decision to the rows. A redacted copy has the same page, made from the 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from typing import Any
 
 from markupsafe import Markup
@@ -18,7 +21,9 @@ from guardkeel.dossier.kinds import (
     Applicability,
     Finding,
     GateDecision,
+    Incident,
     Model,
+    Observation,
     Result,
     Run,
     Waiver,
@@ -31,8 +36,11 @@ from guardkeel.dossier.state import WITHHELD, Stamped, State
 from guardkeel.report.dossier_lineage import lineage
 from guardkeel.report.render import asset, environment, source
 
+LOOKS = 60
+"""Looks of the monitor that are shown."""
 MOST = 3000
 """Entries that are shown whole; of results beyond them only those that a decision rests on."""
+MOMENT = re.compile(r" \d{4}-\d\d-\d\dT[\d:.]+Z")
 EVENTS = {
     "model": "registered", "policy": "policy", "run": "run", "assessment": "assessed", "gate-decision": "gate",
     "approval": "approval", "waiver": "waiver", "deployment": "in use", "finding": "finding", "incident": "incident",
@@ -52,6 +60,14 @@ class Event:
     tone: str
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An incident, and what is said of it in words, as far as that goes out."""
+
+    record: Incident
+    said: list[tuple[str, str]]
+
+
 @dataclass(frozen=True)
 class Page:
     """What the page shows."""
@@ -63,16 +79,20 @@ class Page:
     head: str
     entries: int
     stands: list[Standing]
+    places: dict[str, list[str]]
     lineage: Markup | None
     decisions: list[GateDecision]
     approvals: dict[str, list[str]]
     findings: list[Stamped]
     waivers: list[tuple[Waiver, bool]]
+    incidents: list[Told]
     clocks: list[Running]
+    looks: list[Stamped]
+    looked: int
     regimes: list[Applicability]
     runs: list[tuple[Stamped, list[Result]]]
     timeline: list[Event]
-    shown: list[Stamped]
+    blocks: list[tuple[str, list[Stamped]]]
     left_out: int
     numbers: dict[str, int] = field(default_factory=dict)
 
@@ -90,6 +110,10 @@ class Page:
         ]
         return made + [(n, f"withheld, leaf {sha[:16]}…") for n, sha in sorted(hidden.items())]
 
+    def strength(self, seen: Observation) -> str:
+        """An e-value to read: the alarm is at 1/alpha."""
+        return f"{math.exp(min(seen.log_e, 700)):.3g}"
+
 
 def gather(state: State, now: datetime, redacted: bool = False) -> Page:
     """Everything that the page shows, from the records."""
@@ -106,16 +130,20 @@ def gather(state: State, now: datetime, redacted: bool = False) -> Page:
         head=state.all[-1].entry.hash,
         entries=state.last,
         stands=[standing(state, m, now) for m in models],
+        places={m.id: [p for p, d in state.deployed().items() if d.model == m.id] for m in models},
         lineage=lineage(state) if models else None,
         decisions=state.each(GateDecision)[::-1],
         approvals={d.id: [_approval(a) for a in state.approvals(d.id)] for d in state.each(GateDecision)},
         findings=[s for s in state.every(Finding) if s.record.status == "open"],
         waivers=[(w, w.expires_at > now and not w.revoked) for w in state.each(Waiver)],
+        incidents=[_incident(s) for s in state.every(Incident)][::-1],
         clocks=clocks(state, now),
+        looks=state.every(Observation)[: -LOOKS - 1 : -1],
+        looked=len(state.every(Observation)),
         regimes=[applicability(state, r, models[-1], now) for r in regimes()] if models else [],
         runs=[(s, _first(state.results(s.record.id))) for s in state.every(Run)][::-1],
         timeline=[_event(s) for s in state.all if s.entry.kind in EVENTS][::-1],
-        shown=shown,
+        blocks=[(run, list(of)) for run, of in groupby(shown, _run_of)],
         left_out=len(state.all) - len(shown),
         numbers=numbers,
     )
@@ -177,6 +205,17 @@ def _approval(said: Any) -> str:
     return f"{word} by {who} on {said.at:%Y-%m-%d %H:%M} UTC{signed}"
 
 
+def _run_of(s: Stamped) -> str:
+    """The run of a result: of those there are dozens in a row, which are folded."""
+    return s.record.run if isinstance(s.record, Result) else ""
+
+
+def _incident(s: Stamped) -> Told:
+    words = ("description", "harmed", "chain_of_events", "containment", "root_cause", "recommendations")
+    told = [(n.replace("_", " "), getattr(s.record, n)) for n in words if n not in s.entry.withheld]
+    return Told(s.record, [(name, text) for name, text in told if text])
+
+
 def _first(results: Sequence[Result]) -> list[Result]:
     """Results of all items, and by suite, before slices of other kinds."""
     return [r for r in results if "=" not in r.slice][:60]
@@ -195,7 +234,8 @@ def _event(s: Stamped) -> Event:
             TONES[record.level] if record.status == "open" else "none",
         )
     elif s.entry.kind == "incident":
-        text, tone = f"{record.title} ({record.status})", "bad"
+        over = record.status in ("resolved", "not-an-incident")
+        text, tone = f"{record.title} ({record.status})", "none" if over else "bad"
     elif s.entry.kind == "run":
         text, tone = (
             f"{record.spec} on {record.model}, {record.status}",
@@ -207,9 +247,12 @@ def _event(s: Stamped) -> Event:
         text, tone = f"{record.rule}, until {record.expires_at:%Y-%m-%d}", "wait"
     elif s.entry.kind == "exposure":
         text, tone = f"{record.prompt_set} to {record.to}", "wait"
-    return Event(
-        s.entry.at[:16].replace("T", " "), s.entry.sequence, EVENTS[s.entry.kind], s.entry.id, text, tone
-    )
+    elif s.entry.kind == "model":
+        text = ", ".join(f"{p.relation} of {p.digest[:12]}…" for p in record.parents)
+    elif s.entry.kind == "mitigation":
+        text = record.description
+    name = MOMENT.sub("", s.entry.id)  # when it was is said beside it
+    return Event(s.entry.at[:16].replace("T", " "), s.entry.sequence, EVENTS[s.entry.kind], name, text, tone)
 
 
 def _words(value: Any) -> str:

@@ -67,7 +67,7 @@ def _arrow(start: tuple[float, float], end: tuple[float, float], relation: str) 
         (
             tag("path", d=curve, class_="bond"),
             tag("path", d=head, class_="bond"),
-            label(relation, middle, (y1 + y2) / 2 - 5),
+            label(relation, middle, (y1 + y2) / 2 - 5, class_="bonded"),
         )
     )
 

@@ -7,6 +7,7 @@ from guardkeel.guards.embedded import NAME
 from guardkeel.tuning.config import TuneConfig
 from guardkeel.tuning.keeper import parts
 from guardkeel.tuning.posthoc import PostHoc
+from guardkeel.tuning.ranks import here
 from guardkeel.tuning.regularisers.asft import AsFT
 from guardkeel.tuning.regularisers.base import Regulariser
 from guardkeel.tuning.regularisers.registry import build
@@ -42,4 +43,21 @@ def check(config: TuneConfig) -> Regulariser:
             remedy="use bfloat16 or float32",
         )
     check_reports(config.report_to)
+    _check_ranks(config, regulariser)
     return regulariser
+
+
+def _check_ranks(config: TuneConfig, regulariser: Regulariser) -> None:
+    ranks = here(config.sharding, config.offload, config.device)
+    if config.batch % ranks.size:
+        near = max(1, round(config.batch / ranks.size)) * ranks.size
+        raise ConfigError(
+            f"{ranks.size} processes cannot take equal shares of batch {config.batch}",
+            remedy=f"set batch to {near}, or start another number of processes",
+        )
+    for part in parts(regulariser) if ranks.sharded else ():
+        if type(part) is not Regulariser and not part.sharded:
+            raise ConfigError(
+                f"method {part.name!r} needs whole weights, and with sharding fsdp no process has them",
+                remedy="set sharding to none, or choose plain, replay, kl, safegrad or one of the fwssr family",
+            )

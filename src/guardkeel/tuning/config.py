@@ -64,7 +64,9 @@ class TuneConfig(BaseModel):
     learning_rate: float = Field(default=2e-4, gt=0, description="of AdamW")
     steps: int | None = Field(default=None, ge=1, description="optimiser steps; default: as `epochs` says")
     epochs: float = Field(default=1.0, gt=0, description="passes over the data, where steps is not given")
-    batch: int = Field(default=8, ge=1, description="rows a forward")
+    batch: int = Field(
+        default=8, ge=1, description="rows a forward; several processes take equal shares of them"
+    )
     accumulation: int = Field(default=1, ge=1, description="forwards an optimiser step")
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with a rising rate")
     decay: bool = Field(default=False, description="then let the rate fall, as a cosine, to a tenth")
@@ -76,6 +78,14 @@ class TuneConfig(BaseModel):
         default=512, ge=64, description="longest row; longer messages are shortened in the middle"
     )
     checkpointing: bool = Field(default=False, description="recompute activations, to save memory")
+    sharding: Literal["auto", "none", "fsdp"] = Field(
+        default="auto",
+        description="of several processes: none, each holds all weights; fsdp, each a shard of them; auto: as "
+        "accelerate launch is configured, else none",
+    )
+    offload: bool = Field(
+        default=False, description="keep the shards of fsdp and their optimiser in CPU memory"
+    )
     every: int = Field(default=10, ge=1, description="steps between two looks at the guard's safety")
     monitor: list[str] = Field(
         default=["auto"],
@@ -101,6 +111,10 @@ class TuneConfig(BaseModel):
     data_folder: str | None = Field(default=None, description="folder that data: references start from")
     seed: int = Field(default=0, description="of weights, order and draws")
     offline: bool | None = Field(default=None, description="never use the network")
+
+
+WHERE = {"offline", "sharding", "offload"}
+"""What says where and how a run is made, and nothing of what it makes: it may be another when the run is resumed."""
 
 
 def read_config(path: Path | None, given: Mapping[str, Any], changes: Sequence[str] = ()) -> TuneConfig:

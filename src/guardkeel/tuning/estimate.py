@@ -5,6 +5,9 @@ rows, steps, tokens and trainable parameters are exact. Memory and time are not.
 
     time   = operations / (SHARE · rate), rate that of a short matrix multiplication, measured here and now
     memory = weights + 16 bytes a trained parameter (itself, gradient, two moments) + activations kept for the backward
+
+Of W processes each has its share of a batch's activations. With sharding fsdp it also has 1/W of the rest, and whole
+the weights that are gathered at a time: what stands outside the blocks, one block, and the next one on its way.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from guardkeel.activations.blocks import blocks
 from guardkeel.errors import ConfigError
 from guardkeel.evaluation.estimate import SHARE, matmul_rate
 from guardkeel.guards.causal import CausalGuard
@@ -32,6 +36,7 @@ from guardkeel.tuning.keeper import acts, parts
 from guardkeel.tuning.learner import learner
 from guardkeel.tuning.lessons import Lesson
 from guardkeel.tuning.probes import GuardProbes
+from guardkeel.tuning.ranks import here
 from guardkeel.tuning.regularisers.fwssr import FWSSR
 from guardkeel.tuning.weights import trainable
 
@@ -40,7 +45,11 @@ LIBRARIES = 6e8
 
 
 class TunePlan(BaseModel):
-    """A fine-tune in numbers: memory in bytes, time in seconds, `tokens` those that a step reads."""
+    """A fine-tune in numbers: memory in bytes, time in seconds, `tokens` those that a step reads in all processes.
+
+    `memory` is that of one process, on its device; with offload `host_memory` is its CPU memory beside it, else 0.
+    While a sharded model is loaded, one process of a machine at a time holds all of it in CPU memory.
+    """
 
     method: str
     adapter: str
@@ -58,6 +67,9 @@ class TunePlan(BaseModel):
     device: str
     memory: int
     seconds: float
+    processes: int = 1
+    sharded: bool = False
+    host_memory: int = 0
 
 
 def estimate(
@@ -77,6 +89,7 @@ def estimate(
             f"{path}: is an adapter, not a whole checkpoint",
             remedy="merge it into its base first (peft's merge_and_unload), and tune the result",
         )
+    ranks = here(config.sharding, config.offload, config.device)
     gathered = gathered or gather(config, watch)
     guard = _weightless(path, config)
     parameters = sum(p.numel() for p in guard.model.parameters())
@@ -89,7 +102,7 @@ def estimate(
         seed=config.seed,
         task="classifier" if isinstance(guard, ClassifierGuard) else "causal",
     )
-    teacher = learner(guard, max_tokens=config.max_tokens, share=not config.checkpointing)
+    teacher = learner(guard, max_tokens=config.max_tokens, share=not (config.checkpointing or ranks.sharded))
     lessons, _, anchors = encoded(gathered, teacher, config.max_tokens)
     looks = acts(regulariser)
     prefix = 0 if isinstance(guard, ClassifierGuard) else len(teacher.encoder.prefix_ids)  # type: ignore[union-attr]
@@ -103,15 +116,24 @@ def estimate(
         ):  # one gradient of every probe before step 1
             sizes = [prefix + len(c) * max(len(anchors[i].prompt_ids) for i in c) for c in probes.chunks()]
             preparing, widest = sum(sizes), max(sizes)
-    ahead = prefix + config.batch * _mean(lessons) + looks * config.guard_batch * _mean(anchors)
-    device = pick_device(config.device)
+
+    def ahead(size: int) -> float:
+        """Tokens of a forward of task and probes, in each of `size` processes."""
+        rows, asked = (-(-n // size) for n in (config.batch, looks * config.guard_batch))
+        return prefix + rows * _mean(lessons) + asked * _mean(anchors)
+
+    device = pick_device(ranks.device)
     dtype = "float32" if config.adapter == "full" else pick_dtype(config.dtype, device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     steps = config.steps or max(1, round(config.epochs * len(lessons) / (config.batch * config.accumulation)))
     seen = _looks(config, gathered, steps)
-    read = preparing + steps * config.accumulation * ahead
-    scored = seen * len(gathered.monitor) * _mean(anchors)
+    read = preparing + steps * config.accumulation * ahead(ranks.size)
+    scored = seen * len(gathered.monitor) * _mean(anchors) / (1 if ranks.sharded else ranks.size)
     work = 2.0 * parameters * (read * passes(config) + scored)
+    held, whole = parameters * DTYPES[dtype] + 16.0 * trained, 0.0
+    if ranks.sharded:
+        held, whole = held / ranks.size, DTYPES[dtype] * _at_a_time(model, config.adapter == "full")
+    away = held if ranks.offload and device != "cpu" else 0.0
     return TunePlan(
         method=config.method,
         adapter=config.adapter,
@@ -122,19 +144,31 @@ def estimate(
         looks=seen,
         steps=steps,
         passes=steps * config.batch * config.accumulation / len(lessons),
-        tokens=round(config.accumulation * ahead),
+        tokens=round(config.accumulation * ahead(1)),
         parameters=parameters,
         trained=trained,
         dtype=dtype,
         device=device,
         memory=round(
             (LIBRARIES if device == "cpu" else 0)
-            + parameters * DTYPES[dtype]
-            + 16 * trained
-            + activations(guard.model.config.get_text_config(), max(ahead, widest), config.checkpointing)
+            + held
+            - away
+            + whole
+            + activations(
+                guard.model.config.get_text_config(), max(ahead(ranks.size), widest), config.checkpointing
+            )
         ),
         seconds=work / (SHARE * matmul_rate(dtype, device)),
+        processes=ranks.size,
+        sharded=ranks.sharded,
+        host_memory=round(away and away + LIBRARIES),
     )
+
+
+def _at_a_time(model: Any, full: bool) -> float:
+    """Numbers of a sharded model that are whole at a time; with `full` a block's gradient is one of them."""
+    everything, *sizes = (sum(p.numel() for p in m.parameters()) for m in (model, *blocks(model)))
+    return float(everything - sum(sizes) + (2 + full) * max(sizes))
 
 
 def _weightless(path: Path, config: TuneConfig) -> AnyGuard:

@@ -24,7 +24,9 @@ from guardkeel.errors import ConfigError, RunError
 from guardkeel.records import atomic_writer, write_json
 from guardkeel.tuning.posthoc import PostHoc
 from guardkeel.tuning.probes import GuardProbes
+from guardkeel.tuning.ranks import ALONE
 from guardkeel.tuning.regularisers.base import Gradients, Regulariser
+from guardkeel.tuning.regularisers.factors import whole
 from guardkeel.tuning.regularisers.several import Several
 
 FIXED, MOVING, DONE = "regulariser.safetensors", "regulariser-state.safetensors", "complete.json"
@@ -39,6 +41,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
                 f"method {regulariser.name!r} needs guard data", remedy="give some with --guard-data"
             )
         self.regulariser, self.probes, self.fused = regulariser, probes, fused
+        self.ranks = probes.ranks if probes is not None else ALONE
         if probes is not None:
             probes.looks = regulariser.looks
         self.norm = float("nan")
@@ -62,6 +65,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         else:
             with _evaluating(self.probes.model):
                 self.regulariser.prepare(self.probes)
+            self.regulariser.fixed = self.ranks.same_tensors(self.regulariser.fixed)
             if args.should_save:
                 _save(home / FIXED, self.regulariser.fixed)
 
@@ -82,7 +86,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
             if args.max_grad_norm > 0 and (edits or not self.fused):  # that has not been clipped yet
                 torch.nn.utils.clip_grad_norm_(list(named.values()), args.max_grad_norm)
         # Nothing is above infinity: this measures, and changes no bit.
-        self.norm = float(torch.nn.utils.clip_grad_norm_(list(named.values()), math.inf))
+        self.norm = float(whole(torch.nn.utils.clip_grad_norm_(list(named.values()), math.inf)))
         if not math.isfinite(self.norm):
             raise not_finite(args, state, f"gradient norm {self.norm:g}")
 

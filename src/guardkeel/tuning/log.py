@@ -17,7 +17,7 @@ LOG = "log.jsonl"
 
 class StepLog(TrainerCallback):  # type: ignore[misc]
     """Writes log.jsonl. A resumed run drops the lines of steps that it makes again. Asks for a checkpoint
-    every `every` steps and at the end."""
+    every `every` steps and at the end. Of several processes one `writes`."""
 
     def __init__(
         self,
@@ -26,8 +26,10 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         on_step: Callable[[int], None],
         *,
         every: int,
+        writes: bool = True,
     ) -> None:
         self.path, self.facts, self.on_step, self.every = folder / LOG, facts, on_step, every
+        self.writes = writes
         self.seconds: list[float] = []
         self._started = 0.0
 
@@ -35,8 +37,9 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         """Keep the lines up to the step that the run resumes from."""
         kept = [row for row in read_log(self.path.parent) if row["step"] <= state.global_step]
         self.seconds = [row["seconds"] for row in kept]
-        with atomic_writer(self.path) as out:
-            out.writelines(json.dumps(row).encode() + b"\n" for row in kept)
+        if self.writes:
+            with atomic_writer(self.path) as out:
+                out.writelines(json.dumps(row).encode() + b"\n" for row in kept)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -49,8 +52,9 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the line of this step."""
         row = {"step": state.global_step, "seconds": self.seconds[-1]} | self.facts()
-        with self.path.open("a") as out:
-            out.write(json.dumps(row) + "\n")
+        if self.writes:
+            with self.path.open("a") as out:
+                out.write(json.dumps(row) + "\n")
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
             control.should_save = True
         self.on_step(state.global_step)

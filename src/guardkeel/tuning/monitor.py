@@ -12,7 +12,8 @@ Looking changes nothing: the forwards run in evaluation mode without gradients, 
 every random generator its own state, so that a run is the same bits with and without a monitor. All that the monitor
 knows is in the run directory: `monitor.jsonl`, a line a point, and `monitor-reference.safetensors`, what the reference
 showed.
-In a distributed run every process looks (the answers are the same) and the first one writes.
+In a distributed run every process looks (the answers are the same) and the first one writes. Given `ranks`, each scores
+its share of the items; a sharded model, which all run together, is shown all of them.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from guardkeel.tuning.points import (
     numbers,
     read_points,
 )
+from guardkeel.tuning.ranks import ALONE, Ranks
 
 __all__ = ["LayerPoint", "MonitorPoint", "SafetyMonitor", "line", "numbers", "read_points"]
 
@@ -82,6 +84,7 @@ class SafetyMonitor(TrainerCallback):  # type: ignore[misc]
         seed: of the cross-fit and of bootstraps.
         on_point: gets each new point, the reference's (step 0) first.
         on_progress: gets (items scored, items) while a look runs.
+        ranks: the processes of the run, where they are to share the items.
 
     Attributes:
         points: all points so far, the reference's first.
@@ -106,6 +109,7 @@ class SafetyMonitor(TrainerCallback):  # type: ignore[misc]
         seed: int = 0,
         on_point: Callable[[MonitorPoint], None] = lambda point: None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
+        ranks: Ranks = ALONE,
     ) -> None:
         if every < 1:
             raise ConfigError(f"the monitor looks every {every} steps", remedy="give a number from 1 on")
@@ -133,7 +137,7 @@ class SafetyMonitor(TrainerCallback):  # type: ignore[misc]
         )
         self._reference: Look | None = None
         self._begun: int | None = None
-        self._writes = True
+        self.ranks, self._writes = ranks, ranks.first
 
     @property
     def reference(self) -> MonitorPoint:
@@ -230,18 +234,33 @@ class SafetyMonitor(TrainerCallback):  # type: ignore[misc]
         layers, sample = self._watched.layers, {i: k for k, i in enumerate(self._watched.sample)}
         scores = np.full(len(self._judgements), np.nan)
         hidden: np.ndarray[Any, np.dtype[np.float32]] | None = None
-        done = 0
-        with _looking(self.guard.model):
-            for batch in self.guard.batches(self._judgements, layers=layers, categories=False):
-                scores[batch.indices] = [np.nan if v.unsafe is None else v.unsafe for v in batch.verdicts]
-                if batch.hidden is not None:
-                    if hidden is None:
-                        hidden = np.empty((len(layers), len(sample), batch.hidden.shape[2]), np.float32)
-                    picked = [k for k, i in enumerate(batch.indices) if i in sample]
-                    hidden[:, [sample[batch.indices[k]] for k in picked]] = batch.hidden[:, picked]
-                done += len(batch.indices)
-                self.on_progress(done, len(self._judgements))
+        for indices, found, states in self._seen(layers):
+            scores[indices] = found
+            if states is not None:
+                if hidden is None:
+                    hidden = np.empty((len(layers), len(sample), states.shape[2]), np.float32)
+                picked = [k for k, i in enumerate(indices) if i in sample]
+                hidden[:, [sample[indices[k]] for k in picked]] = states[:, picked]
         return Look(scores, hidden)
+
+    def _seen(self, layers: Sequence[int]) -> Iterator[tuple[list[int], list[float], Any]]:
+        """(which items, their scores, their hidden states) of all batches, whoever ran them."""
+        shared = self.ranks.size > 1 and not self.ranks.sharded
+        mine = list(range(len(self._judgements)))[self.ranks.rank :: self.ranks.size] if shared else None
+        asked = self._judgements if mine is None else [self._judgements[i] for i in mine]
+        kept, done = [], 0
+        with _looking(self.guard.model):
+            for batch in self.guard.batches(asked, layers=layers, categories=False):
+                indices = batch.indices if mine is None else [mine[i] for i in batch.indices]
+                scores = [np.nan if v.unsafe is None else v.unsafe for v in batch.verdicts]
+                done += len(indices)
+                self.on_progress(done, len(asked))
+                if mine is None:
+                    yield indices, scores, batch.hidden
+                else:
+                    kept.append((indices, scores, batch.hidden))
+        if mine is not None:
+            yield from (look for looks in self.ranks.every(kept) for look in looks)
 
     def _check_reference(self, look: Look) -> None:
         if self.margin is None:
@@ -258,7 +277,7 @@ class SafetyMonitor(TrainerCallback):  # type: ignore[misc]
         if self._reference is None:
             raise RuntimeError("the monitor has not seen the reference: call begin first")
         point = self._watched.point(step, self._reference, look)
-        return point.model_copy(update={"seconds": time.perf_counter() - started})
+        return self.ranks.same(point.model_copy(update={"seconds": time.perf_counter() - started}))
 
     def _add(self, point: MonitorPoint) -> None:
         """Write a point's line and tell of it."""

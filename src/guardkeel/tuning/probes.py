@@ -1,7 +1,8 @@
 """Guard conversations at which a regulariser looks while the model is tuned (see regularisers.base.Probes).
 
 Within one training step (`step`) the policy prefix is computed once, for the task and the probes alike, and every
-draw of probes is run once, however many terms look at it.
+draw of probes is run once, however many terms look at it. Of several processes each runs its share of a draw and sees
+all of it; in a `frozen` block each runs all, because there hidden states are to lie on the way to the logits.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from guardkeel.activations.blocks import blocks
 from guardkeel.errors import DataError
 from guardkeel.guards.load import AnyGuard
 from guardkeel.guards.prefix import KeyValues, forward
+from guardkeel.tuning import sharding
 from guardkeel.tuning.learner import CausalLearner, Learner, kept, undropped
 from guardkeel.tuning.learner import learner as learner_of
 from guardkeel.tuning.lessons import Lesson, classifier_lessons, guard_lessons
+from guardkeel.tuning.ranks import ALONE, Ranks
 from guardkeel.tuning.regularisers.base import Gradients, Looks, Seen
 from guardkeel.tuning.targets import Target
 
@@ -53,10 +56,18 @@ class GuardProbes:
         lessons: labelled guard conversations, at least one of each label.
         batch: probes a step.
         seed: of the draws.
+        ranks: the processes of the run; they all look at the same time.
     """
 
     def __init__(
-        self, model: Any, learner: Learner, lessons: Sequence[Lesson], *, batch: int = 2, seed: int = 0
+        self,
+        model: Any,
+        learner: Learner,
+        lessons: Sequence[Lesson],
+        *,
+        batch: int = 2,
+        seed: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         labels = [lesson.label == "unsafe" for lesson in lessons]
         if all(labels) or not any(labels):
@@ -65,8 +76,8 @@ class GuardProbes:
                 remedy="give safe and unsafe conversations with --guard-data",
             )
         self.model, self.learner, self.lessons = model, learner, list(lessons)
-        self.batch, self.seed = batch, seed
-        self.device = next(model.parameters()).device
+        self.batch, self.seed, self.ranks = batch, seed, ranks
+        self.device = next(model.parameters()).device if not ranks.offload else model.device
         self.unsafe = torch.tensor(labels, device=self.device)
         self.looks: Looks = "hidden"
         """How far every draw is run, because some term needs that much of it in each step."""
@@ -130,7 +141,8 @@ class GuardProbes:
 
     def look(self, picks: Sequence[int], *, layers: Sequence[int] = (), logits: bool = True) -> Seen:
         """See Probes. With `logits` and gradients on, `hidden` lies on the way to the logits."""
-        if logits or not layers or self.looks != "hidden":
+        # A forward of a sharded model is ended by nobody before its end.
+        if logits or not layers or self.looks != "hidden" or self.ranks.sharded:
             run = self._run(picks, layers, answers=self.looks == "answers")
             return Seen({k: run.hidden[k] for k in layers}, self.learner.verdict(run.logits), run.logits)
         return Seen(self._stopped(picks, layers))
@@ -142,11 +154,11 @@ class GuardProbes:
     def gradients(self, loss: Tensor) -> Gradients:
         """See Probes. The graph is kept, for other gradients of the same step."""
         named = self.parameters()
+        if self.ranks.sharded:
+            return sharding.gradients(loss, named)
         found = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
-        return {
-            name: torch.zeros_like(p) if g is None else g
-            for (name, p), g in zip(named.items(), found, strict=True)
-        }
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(named.values(), found, strict=True)]
+        return dict(zip(named, self.ranks.mean(filled), strict=True))
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """See Probes."""
@@ -165,7 +177,10 @@ class GuardProbes:
         if known is not None and set(layers) <= set(known.hidden) and answers <= known.answers:
             return known
         seen, said = (known.hidden, known.answers) if known else ({}, False)
-        run = self._forward(picks, sorted({*layers, *seen}), answers=answers or said)
+        mine = picks if self._frozen else self.ranks.share(picks)
+        run = self._forward(mine, sorted({*layers, *seen}), answers=answers or said)
+        if not self._frozen:
+            run = run.of_all(self.ranks, len(picks))
         if self._kept and not self._frozen:
             self._runs[key] = run
         return run
@@ -190,14 +205,15 @@ class GuardProbes:
 
     def _stopped(self, picks: Sequence[int], layers: Sequence[int]) -> dict[int, Tensor]:
         """Hidden states from a forward that ends at the highest layer."""
-        batch, at = self._batch(picks, answers=False)
+        mine = picks if self._frozen else self.ranks.share(picks)
+        batch, at = self._batch(mine, answers=False)
         prefix = self._shared()
         with _watching(self._blocks, layers, at, stop=True) as hidden:
             if isinstance(self.learner, CausalLearner):
                 forward(self.model, prefix, batch["ids"], batch["mask"])
             else:
                 self.learner.logits(self.model, batch)
-        return hidden
+        return hidden if self._frozen else {k: self.ranks.rows(h, len(picks)) for k, h in hidden.items()}
 
     def _shared(self) -> KeyValues | None:
         """The prefix of this step; computed here where the task had none."""
@@ -228,6 +244,11 @@ class _Run:
 
     def __init__(self, hidden: dict[int, Tensor], logits: Tensor, losses: Tensor, answers: bool) -> None:
         self.hidden, self.logits, self.losses, self.answers = hidden, logits, losses, answers
+
+    def of_all(self, ranks: Ranks, count: int) -> _Run:
+        """The run of all probes, of which each process ran its share."""
+        hidden = {layer: ranks.rows(states, count) for layer, states in self.hidden.items()}
+        return _Run(hidden, ranks.rows(self.logits, count), ranks.rows(self.losses, count), self.answers)
 
 
 class _ReachedError(Exception):

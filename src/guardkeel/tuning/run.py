@@ -11,8 +11,8 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from guardkeel.guards.load import AnyGuard, base_path, guard_path, guard_setting
 from guardkeel.guards.offsets import offsets_to
 from guardkeel.models.adapters import is_adapter
 from guardkeel.models.base import base_model_path
-from guardkeel.models.devices import peak_memory
+from guardkeel.models.devices import peak_memory, pick_device, pick_dtype
 from guardkeel.models.loading import checkpoint_digest, local_checkpoint
 from guardkeel.records import (
     RunRecord,
@@ -35,24 +35,28 @@ from guardkeel.records import (
     write_text,
 )
 from guardkeel.resources import resolve
+from guardkeel.tuning import sharding
 from guardkeel.tuning.alignment import alignment
 from guardkeel.tuning.check import check
-from guardkeel.tuning.config import TuneConfig, read_config
+from guardkeel.tuning.config import WHERE, TuneConfig, read_config
+from guardkeel.tuning.fitting import fitted
 from guardkeel.tuning.gather import Gathered, encoded, gather
 from guardkeel.tuning.keeper import FIXED, acts, last_checkpoint, parts, step_of
 from guardkeel.tuning.learned import measure
 from guardkeel.tuning.learner import learner as learner_of
-from guardkeel.tuning.log import LOG, StepLog
+from guardkeel.tuning.log import LOG
 from guardkeel.tuning.monitor import REFERENCE, SafetyMonitor
-from guardkeel.tuning.order import schedule
 from guardkeel.tuning.points import POINTS, MonitorPoint
 from guardkeel.tuning.posthoc import PostHoc
 from guardkeel.tuning.probes import GuardProbes, trained_modules
+from guardkeel.tuning.ranks import ALONE, Ranks, here
 from guardkeel.tuning.results import TuneResults
-from guardkeel.tuning.trainer import GuardTrainer, arguments
+from guardkeel.tuning.trainer import GuardTrainer
 from guardkeel.tuning.weights import save, trainable
 
 TUNED = "tuned"
+SHARDED_TOKENS = 16384
+"""A batch that a sharded guard is looked at with on a GPU: every forward gathers all weights."""
 
 Watch = Callable[[str, int, int | None], None]
 
@@ -94,6 +98,8 @@ def run(
     """
     started_at, started = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     regulariser = check(config)
+    ranks = here(config.sharding, config.offload, config.device)
+    ranks.join()
     path = guard_path(config.guard, progress=watch, offline=config.offline)
     if is_adapter(path):
         raise ConfigError(
@@ -104,80 +110,47 @@ def run(
     unaligned = unaligned_path(config, watch) if getattr(regulariser, "needs", ()) else None
     gathered = gathered or gather(config, watch)
     inputs = {"guard": checkpoint_digest(path)} | gathered.digests
-    claim(folder, value_digest([inputs, config.model_dump(exclude={"offline"})]), begun="checkpoint-*")
-    write_text(folder / "config.toml", toml_text(config.model_dump()))
-    if last_checkpoint(folder) is None:  # what another run began here is not this one's
-        for begun in (LOG, POINTS, REFERENCE, FIXED):
-            (folder / begun).unlink(missing_ok=True)
+    if ranks.first:
+        claim(folder, value_digest([inputs, config.model_dump(exclude=WHERE)]), begun="checkpoint-*")
+        write_text(folder / "config.toml", toml_text(config.model_dump()))
+        if last_checkpoint(folder) is None:  # what another run began here is not this one's
+            for begun in (LOG, POINTS, REFERENCE, FIXED):
+                (folder / begun).unlink(missing_ok=True)
+    ranks.wait()
 
-    guard = load_checkpoint(
-        config.guard,
-        family=config.family,
-        dtype="float32" if config.adapter == "full" else config.dtype,
-        device=config.device,
-        offline=config.offline,
-        progress=watch,
-    )
-    shipped = guard.threshold
-    guard.model = model = trainable(
-        guard.model,
-        adapter=config.adapter,
-        rank=config.rank,
-        alpha=config.alpha,
-        first_layer=config.first_layer,
-        seed=config.seed,
-        task="classifier" if isinstance(guard, ClassifierGuard) else "causal",
-    )
+    guard = _opened(config, ranks, watch)
+    shipped, model = guard.threshold, guard.model
     teacher = learner_of(
         guard,
         max_tokens=config.max_tokens,
         answer_weight=config.answer_weight,
-        share=not config.checkpointing,
+        share=not (config.checkpointing or ranks.sharded),
     )
     lessons, aside, anchors = encoded(gathered, teacher, config.max_tokens)
     probes = (
-        GuardProbes(model, teacher, anchors, batch=config.guard_batch, seed=config.seed)
+        GuardProbes(model, teacher, anchors, batch=config.guard_batch, seed=config.seed, ranks=ranks)
         if acts(regulariser)
         else None
     )
     if unaligned is not None:
         regulariser.alignment = alignment(path, unaligned, list(trained_modules(model)))  # type: ignore[attr-defined]
     # before a resumed run takes up its weights: the Trainer does that
-    before = measure(model, teacher, aside, shipped, guard.offsets)
+    before = measure(model, teacher, aside, shipped, guard.offsets, ranks)
     steps = config.steps or max(1, round(config.epochs * len(lessons) / (config.batch * config.accumulation)))
-    monitor = _monitor(config, folder, guard, gathered, on_point, watch)
-    trainer = GuardTrainer(
+    monitor = _monitor(config, folder, guard, gathered, on_point, ranks)
+    trainer, log = fitted(
+        config,
+        folder,
         model,
         teacher,
         lessons,
-        args=arguments(
-            folder,
-            steps=steps,
-            batch=config.batch,
-            accumulation=config.accumulation,
-            learning_rate=config.learning_rate,
-            max_norm=config.max_norm,
-            seed=config.seed,
-            report_to=config.report_to,
-            cpu=model.device.type == "cpu",
-            checkpointing=config.checkpointing,
-            run_name=folder.name,
-        ),
+        steps=steps,
         regulariser=regulariser,
         probes=probes,
-        schedule=partial(schedule, steps=steps, warmup=config.warmup, decay=config.decay),
-        callbacks=[monitor] if monitor else [],
+        monitor=monitor,
+        on_step=lambda step: watch(f"fine-tune ({config.method})", step, steps),
+        ranks=ranks,
     )
-    log = StepLog(
-        folder,
-        trainer.facts,
-        lambda step: watch(f"fine-tune ({config.method})", step, steps),
-        every=config.every,
-    )
-    trainer.add_callback(log)
-    if monitor is not None:
-        monitor.trainer = trainer
-        trainer.keeper.keep = lambda: monitor.last_good
     stopped, notes = train(trainer, monitor, folder), list[str]()
     if len(anchors) < len(gathered.guard):
         notes.append(
@@ -201,8 +174,8 @@ def run(
         steps=trainer.state.global_step,
         stopped=stopped,
         before=before,
-        after=measure(model, teacher, aside, threshold, offsets),
-        after_shipped=measure(model, teacher, aside, shipped, guard.offsets) if moved else None,
+        after=measure(model, teacher, aside, threshold, offsets, ranks),
+        after_shipped=measure(model, teacher, aside, shipped, guard.offsets, ranks) if moved else None,
         threshold=threshold,
         offsets=offsets,
         threshold_before=shipped,
@@ -212,6 +185,9 @@ def run(
         monitor=[p.model_dump(mode="json") for p in monitor.points] if monitor else [],
         notes=notes,
     )
+    held = sharding.weights(model, ranks.first) if ranks.sharded else None
+    if not ranks.first:
+        return results
     policy = guard_settings(path, path).policy
     save(
         model,
@@ -231,6 +207,7 @@ def run(
             ),
             "provenance": {"guard": inputs["guard"], "method": config.method, "rows": inputs["rows"]},
         },
+        state=held,
     )
     write_run(
         folder,
@@ -241,6 +218,7 @@ def run(
         started_at=started_at,
         timings={"total": time.perf_counter() - started, "steps": sum(log.seconds)},
         command=command,
+        ranks=ranks,
     )
     for leftover in folder.glob("checkpoint-*"):
         if not config.keep_checkpoints:
@@ -259,6 +237,7 @@ def write_run(
     started_at: str,
     timings: dict[str, float],
     command: Sequence[str],
+    ranks: Ranks = ALONE,
 ) -> None:
     """Write run.json, which marks a fine-tune as finished."""
     write_record(
@@ -271,7 +250,9 @@ def write_run(
             config=config.model_dump(mode="json"),
             seeds={"seed": config.seed},
             timings=timings,
-            counts=gathered.counts | {"steps": results.steps},
+            counts=gathered.counts
+            | {"steps": results.steps}
+            | ({"processes": ranks.size} if ranks.size > 1 else {}),
             results=results.model_dump(mode="json"),
         ),
     )
@@ -279,11 +260,12 @@ def write_run(
 
 def train(trainer: GuardTrainer, monitor: SafetyMonitor | None, folder: Path) -> str:
     """Train, from the last whole checkpoint where there is one, and roll back if the tripwire stopped it. Says why."""
-    resume = last_checkpoint(folder)
+    ranks = trainer.ranks
+    resume = ranks.same(last_checkpoint(folder))
     if monitor is not None and resume is not None:
         monitor.begin(step_of(resume))
     kept = {resume, folder / f"checkpoint-{monitor.last_good}" if monitor is not None else None}
-    for broken in set(folder.glob("checkpoint-*")) - kept:
+    for broken in set(folder.glob("checkpoint-*")) - kept if ranks.first else ():
         shutil.rmtree(broken)
     # A run that had tripped before it was killed is not trained on.
     if monitor is None or monitor.tripped is None:
@@ -304,13 +286,45 @@ def train(trainer: GuardTrainer, monitor: SafetyMonitor | None, folder: Path) ->
     return f"{what}; back to step {good}"
 
 
+def _opened(config: TuneConfig, ranks: Ranks, watch: Watch) -> AnyGuard:
+    """The guard with its trainable weights; in shards, of which a machine's processes load one after another."""
+    mesh = sharding.mesh_of(ranks) if ranks.sharded else None
+    with ranks.in_turn() if mesh is not None else nullcontext():
+        guard = load_checkpoint(
+            config.guard,
+            family=config.family,
+            dtype="float32"
+            if config.adapter == "full"
+            else pick_dtype(config.dtype, pick_device(ranks.device)),
+            device="cpu" if mesh is not None else ranks.device,
+            offline=config.offline,
+            progress=watch,
+        )
+        guard.model = trainable(
+            guard.model,
+            adapter=config.adapter,
+            rank=config.rank,
+            alpha=config.alpha,
+            first_layer=config.first_layer,
+            seed=config.seed,
+            task="classifier" if isinstance(guard, ClassifierGuard) else "causal",
+        )
+        if mesh is not None:
+            sharding.shard(guard.model, mesh, offload=ranks.offload)
+    if mesh is not None:
+        sharding.settle(guard.model)
+        if guard.model.device.type != "cpu":
+            guard.token_budget = SHARDED_TOKENS
+    return guard
+
+
 def _monitor(
     config: TuneConfig,
     folder: Path,
     guard: AnyGuard,
     gathered: Gathered,
     on_point: Callable[[MonitorPoint, MonitorPoint], None],
-    watch: Watch,
+    ranks: Ranks,
 ) -> SafetyMonitor | None:
     if not gathered.monitor:
         return None
@@ -329,6 +343,7 @@ def _monitor(
         recalibrate=config.recalibrate,
         seed=config.seed,
         on_point=tell,
+        ranks=ranks,
     )
     return monitor
 

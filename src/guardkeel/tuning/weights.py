@@ -77,6 +77,7 @@ def save(
     beside: Path | None = None,
     settings: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Save an adapter made on `base` (a name or reference), or a whole checkpoint; all of it or nothing.
 
@@ -87,6 +88,7 @@ def save(
         beside: the folder whose tokenizer goes with a whole checkpoint.
         settings: guardkeel.json.
         dtype: of the saved weights; None keeps theirs.
+        state: the weights, where the model itself holds but shards of them (see `sharding.weights`).
     """
     from safetensors.torch import load_file, save_file
 
@@ -94,7 +96,7 @@ def save(
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with quiet():
-            model.save_pretrained(temporary)
+            model.save_pretrained(temporary, **({} if state is None else {"state_dict": dict(state)}))
         weights = temporary / "adapter_model.safetensors"
         if weights.exists():
             if dtype is not None:

@@ -18,6 +18,7 @@ from guardkeel.curation.jury.cache import Kept, VoteCache
 from guardkeel.curation.jury.cost import Meter, question_bytes
 from guardkeel.curation.jury.items import Item
 from guardkeel.curation.jury.jurors import ABSENT, Juror
+from guardkeel.engines.parts import judge, parts
 from guardkeel.errors import GuardkeelError
 from guardkeel.guards.base import Verdict
 from guardkeel.guards.remote import RemoteGuard
@@ -43,7 +44,7 @@ def ask(
     *,
     watch: Callable[[Juror, int], None] = lambda juror, done: None,
 ) -> dict[tuple[str, str], Verdict]:
-    """Ask jurors for what is missing: servers all at once, then each guard on this machine.
+    """Ask jurors for what is missing: servers all at once, then each guard whose weights are here.
 
     Args:
         jurors: the jurors; recorded ones have said what they have to say.
@@ -69,7 +70,7 @@ def ask(
             continue
         guard = juror.guard()
         cache.remember(juror.identity, juror.threshold)
-        if isinstance(guard, RemoteGuard):
+        if juror.kind == "server" and isinstance(guard, RemoteGuard):
             servers.append(_Server(juror, guard, missing, cache, meter, watch))
         else:
             local.append((juror, missing))
@@ -82,7 +83,7 @@ def ask(
 
 def _local(juror: Juror, missing: list[Item], cache: VoteCache, watch: Callable[[Juror, int], None]) -> None:
     done = 0
-    for batch in juror.guard().batches([i.judgement for i in missing]):
+    for batch in judge(juror.guard(), parts([i.judgement for i in missing])):
         pairs = zip(batch.indices, batch.verdicts, strict=True)
         cache.put(juror.identity, [(missing[i].key, Kept(v)) for i, v in pairs])
         done += len(batch.indices)

@@ -16,6 +16,8 @@ from guardkeel.records import value_digest
 
 CHUNK = 2048
 """Items that are looked up and asked about together."""
+ENGINE_CHUNK = 65536
+"""The same for an engine, which loads its guards anew each time."""
 
 T = TypeVar("T")
 

@@ -15,6 +15,8 @@ from guardkeel.conversation import SIDES, Label, Side
 from guardkeel.curation.config import JurorConfig, Price
 from guardkeel.curation.mapping import home_names
 from guardkeel.curation.rows import Vote
+from guardkeel.engines.opening import open_guard
+from guardkeel.engines.settings import EngineSettings
 from guardkeel.errors import ConfigError, DataError
 from guardkeel.evaluation.leaderboard.asking import identity
 from guardkeel.evaluation.leaderboard.config import GuardEntry
@@ -43,6 +45,7 @@ class Juror:
     recorded: Mapping[tuple[str, Side], Verdict] = field(default_factory=dict)
     entry: GuardEntry | None = None
     offline: bool | None = None
+    engine: EngineSettings = field(default_factory=EngineSettings)
     _guard: Any = None
 
     def guard(self, watch: Watch | None = None) -> Guard:
@@ -50,7 +53,9 @@ class Juror:
         if self._guard is None:
             assert self.entry is not None
             options = self.entry.options()
-            self._guard = load_guard(self.entry.reference, **options, offline=self.offline, progress=watch)
+            self._guard = open_guard(
+                self.engine, self.entry.reference, **options, offline=self.offline, progress=watch
+            )
             self.threshold = self._guard.threshold
         guard: Guard = self._guard
         return guard
@@ -72,14 +77,20 @@ class Juror:
 
 
 def open_jurors(
-    configs: Sequence[JurorConfig], *, offline: bool | None = None, watch: Watch | None = None
+    configs: Sequence[JurorConfig],
+    *,
+    offline: bool | None = None,
+    watch: Watch | None = None,
+    engine: EngineSettings | None = None,
 ) -> list[Juror]:
-    """The jurors, in order; no weights are loaded and nobody is asked.
+    """The jurors, in order; no weights are loaded and nobody is asked. `engine` runs the guards whose weights are here.
 
     Raises:
         ConfigError: a juror cannot be opened, or two have one name. ResourceError, DataError: a file cannot be had.
     """
-    found = [_recorded(c) if c.recorded else _guard(c, offline, watch) for c in configs]
+    found = [
+        _recorded(c) if c.recorded else _guard(c, offline, watch, engine or EngineSettings()) for c in configs
+    ]
     names = [j.name for j in found]
     twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if twice is not None:
@@ -87,7 +98,7 @@ def open_jurors(
     return found
 
 
-def _guard(config: JurorConfig, offline: bool | None, watch: Watch | None) -> Juror:
+def _guard(config: JurorConfig, offline: bool | None, watch: Watch | None, engine: EngineSettings) -> Juror:
     entry = GuardEntry(
         reference=config.guard,
         name=config.name,
@@ -102,11 +113,12 @@ def _guard(config: JurorConfig, offline: bool | None, watch: Watch | None) -> Ju
             config.name or guard.name, "server", who, guard.threshold, config.unsure, config.price,
             entry=entry, offline=offline, _guard=guard,
         )  # fmt: skip
-    who = value_digest(["local", identity(entry, offline, watch)[1]])
+    mark = engine.engine_mark()
+    who = value_digest(["local", identity(entry, offline, watch)[1], *([mark] if mark else [])])
     threshold = config.threshold if config.threshold is not None else 0.5
     return Juror(
         config.name or _short(config.guard), "local", who, threshold, config.unsure,
-        config.price, entry=entry, offline=offline,
+        config.price, entry=entry, offline=offline, engine=engine,
     )  # fmt: skip
 
 

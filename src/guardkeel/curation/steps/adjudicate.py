@@ -166,7 +166,10 @@ def _by_people(context: Context) -> Iterator[Known]:
     table = context.config.jury
     if table is None or not table.calibration:
         return
-    jurors = open_jurors(table.juror, offline=context.config.offline, watch=context.watch)
+    config = context.config
+    jurors = open_jurors(
+        table.juror, offline=config.offline, watch=context.watch, engine=config.engine_settings()
+    )
     with VoteCache(Path(table.cache) if table.cache else context.out / "jury.sqlite") as cache:
         for chunk in chunks(calibration_items(context.config, table, context.watch)):
             items = [one for one, *_ in chunk]

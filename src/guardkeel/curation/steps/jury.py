@@ -31,7 +31,7 @@ from guardkeel.curation.jury.asking import ask, verdicts
 from guardkeel.curation.jury.cache import VoteCache
 from guardkeel.curation.jury.cost import CostEstimate, Meter, estimate, sent_bytes
 from guardkeel.curation.jury.dawid_skene import dawid_skene
-from guardkeel.curation.jury.items import Item, chunks, item, items_of
+from guardkeel.curation.jury.items import CHUNK, ENGINE_CHUNK, Item, chunks, item, items_of
 from guardkeel.curation.jury.jurors import Juror, open_jurors
 from guardkeel.curation.jury.pooling import DAWID_SKENE, MAJORITY, pooled, with_categories
 from guardkeel.curation.rows import Row, Vote
@@ -111,7 +111,9 @@ class Jury(Step):
         table = config.jury
         assert table is not None
         said = table.model_dump(mode="json", exclude={"juror", "budget", "currency", "cache"})
-        jurors = open_jurors(table.juror, offline=config.offline, watch=watch)
+        jurors = open_jurors(
+            table.juror, offline=config.offline, watch=watch, engine=config.engine_settings()
+        )
         who = [
             [j.name, j.kind, j.identity, c.threshold, c.unsure]
             for j, c in zip(jurors, table.juror, strict=True)
@@ -125,7 +127,10 @@ class Jury(Step):
         """See Step."""
         table = context.config.jury
         assert table is not None
-        jurors = open_jurors(table.juror, offline=context.config.offline, watch=context.watch)
+        config = context.config
+        jurors = open_jurors(
+            table.juror, offline=config.offline, watch=context.watch, engine=config.engine_settings()
+        )
         cache_path = Path(table.cache) if table.cache else context.out / "jury.sqlite"
         meter = Meter(table.budget, table.currency)
         with VoteCache(cache_path) as cache:
@@ -302,7 +307,8 @@ def _ask_all(
             for row in context.rows():
                 yield from _items(row, table)
 
-        for chunk in chunks(all_items()):
+        size = CHUNK if context.config.engine == "local" else ENGINE_CHUNK
+        for chunk in chunks(all_items(), size):
             begun = Counter(done)
 
             def tell(juror: Juror, now: int, begun: Counter[str] = begun, done: Counter[str] = done) -> None:

@@ -96,7 +96,8 @@ def _file(name: str) -> Path:
 
 def _checker(table: SynthesisConfig, config: CurateConfig, watch: Watch) -> Any:
     assert table.refusals is not None
-    return open_jurors([JurorConfig(guard=table.refusals.check)], offline=config.offline, watch=watch)[0]
+    check = JurorConfig(guard=table.refusals.check)
+    return open_jurors([check], offline=config.offline, watch=watch, engine=config.engine_settings())[0]
 
 
 def _chosen(context: Context, table: SynthesisConfig, seed: int) -> tuple[list[Row], Pool]:

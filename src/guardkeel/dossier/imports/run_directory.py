@@ -22,6 +22,7 @@ from guardkeel.resources import digest, folder_digest
 from guardkeel.results import AuditResults, GuardResult
 
 MADE = {"tune": "tuned", "fuse": "fused"}
+INHERITED = ("intended_use", "licence", "release_mode", "general_purpose", "parameters")
 
 
 def is_run(path: Path) -> bool:
@@ -37,8 +38,8 @@ def audit(state: State, folder: Path, under: Under) -> Imported:
     """
     record, found = read_record(folder), read_audit(folder)
     model, spec = state.get(Model, under.model), state.get(EvalSpec, under.spec)
-    role, guard = _judged(found, record, model, folder)
-    sets = [(s.name, s.version, s.digest, s.n, s.licence) for s in found.suites]
+    role, guard = _judged(state, found, record, model, folder)
+    sets = [(s.name, s.version, s.digest, s.n, s.licence) for s in found.suites if s.split == "test"]
     made = used_sets(state, spec, sets)
     name = under.id or plain_id(folder.resolve().name)
     decision = found.decision
@@ -71,7 +72,9 @@ def audit(state: State, folder: Path, under: Under) -> Imported:
     return made
 
 
-def _judged(found: AuditResults, record: RunRecord, model: Model, folder: Path) -> tuple[str, GuardResult]:
+def _judged(
+    state: State, found: AuditResults, record: RunRecord, model: Model, folder: Path
+) -> tuple[str, GuardResult]:
     guards = {"candidate": found.candidate, "reference": found.reference}
     for role, guard in guards.items():
         if guard is None or guard.info.digest != model.digest:
@@ -91,11 +94,19 @@ def _judged(found: AuditResults, record: RunRecord, model: Model, folder: Path) 
                     remedy=f"register the model with the {name} that it has, or audit it with its own",
                 )
         return role, guard
-    had = ", ".join(f"{r} {g.info.name} {g.info.digest[:12]}…" for r, g in guards.items() if g is not None)
+    had = ", ".join(
+        f"{r} {g.info.name} {_named(state, g.info.digest)}" for r, g in guards.items() if g is not None
+    )
     raise DataError(
         f"{folder}: did not judge model {model.id!r} ({model.digest[:12]}…), but {had}",
         remedy="register the model that it judged, or name that one",
     )
+
+
+def _named(state: State, digest: str) -> str:
+    """A digest, and the model that is registered with it."""
+    known = state.model_of(digest)
+    return f"{digest[:12]}…" + (f", which is model {known.id!r}" if known else "")
 
 
 def _numbers(run: str, guard: GuardResult, role: str, found: AuditResults) -> list[Result]:
@@ -121,6 +132,8 @@ def _numbers(run: str, guard: GuardResult, role: str, found: AuditResults) -> li
 def made_model(state: State, folder: Path, id: str, trainers: list[str], **more: Any) -> Imported:
     """The model that a fine-tune or a fuse made, with its lineage, and what its training exposed.
 
+    What it is for, its licence and how it is released are as of its first registered parent; `more` overrides that.
+
     Raises:
         DataError: the directory is not of such a run, or its model is not there.
     """
@@ -135,19 +148,23 @@ def made_model(state: State, folder: Path, id: str, trainers: list[str], **more:
         weights = Path(str(record.results.get("output", weights)))
     if not weights.exists():
         raise DataError(f"{weights}: the model of this run is not there", remedy="restore it, or run again")
-    said = {k: v for k, v in more.items() if v is not None}
     adapter = (weights / "adapter_config.json").is_file()
+    said: dict[str, Any] = {"data_summary": _data(record)}
     if record.verb == "tune":
         parent = record.inputs["guard"]
         parents = [Parent(digest=parent, relation="adapter" if adapter else "fine-tune")]
-        said.setdefault("threshold", record.results.get("threshold"))
+        said["threshold"] = record.results.get("threshold")
         if adapter:
-            said.setdefault("base", parent)
+            said["base"] = parent
     else:
         named = [v for k, v in sorted(record.inputs.items()) if not k.startswith("base of")]
         parents = [Parent(digest=d, relation="merge") for d in dict.fromkeys(named)]
         if adapter:
-            said.setdefault("base", record.inputs.get("reference", ""))
+            said["base"] = record.inputs.get("reference", "")
+    of = next((m for p in parents if (m := state.model_of(p.digest))), None)
+    said |= {k: getattr(of, k) for k in INHERITED if of is not None} | {
+        k: v for k, v in more.items() if v is not None
+    }
     model = Model(
         id=id,
         digest=folder_digest(weights) if weights.is_dir() else digest(weights),
@@ -167,13 +184,23 @@ def made_model(state: State, folder: Path, id: str, trainers: list[str], **more:
                     id=plain_id(f"{folder.resolve().name} {name}"),
                     prompt_set=known[seen].id,
                     digest=seen,
-                    to="training",
+                    to="calibration" if name.startswith("monitor ") else "training",
                     at=at,
                     how=f"input {name!r} of {record.verb} {folder.resolve().name}",
                 )
             )
             made.notes.append(f"prompt-set {known[seen].id} was used to make it: exposed")
     return made
+
+
+def _data(record: RunRecord) -> str:
+    """What a fine-tune learned, in a sentence; nothing of a fuse."""
+    if record.verb != "tune":
+        return ""
+    config, rows = record.config, record.counts.get("task rows", 0)
+    source = f" (source {config['source']})" if config.get("source") else ""
+    names = ", ".join(map(str, config.get("data", ())))
+    return f"{rows:,} rows of {names}{source}; method {config.get('method')}, {record.counts.get('steps', 0):,} steps"
 
 
 def _files(weights: Path) -> tuple[str, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from guardkeel.dossier.kinds.base import Digest, Id, Part, Private, Rate, Record, Ref, When
 
@@ -77,9 +77,19 @@ class Judge(Record):
     revision: str = ""
     prompt_digest: str = ""
     sensitivity: Rate | None = None
+    """Share of what people called unsafe that it calls unsafe."""
     specificity: Rate | None = None
+    """Share of what people called safe that it calls safe."""
     n: Annotated[int, Field(ge=0)] = 0
     """Human labels behind the two."""
+    n_unsafe: Annotated[int, Field(ge=0)] | None = None
+    """How many of them say unsafe; half, where that is not said."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.n_unsafe is not None and self.n_unsafe > self.n:
+            raise ValueError(f"n_unsafe is more than n = {self.n}")
+        return self
 
 
 class EvalSpec(Record):

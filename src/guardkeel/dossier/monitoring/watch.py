@@ -152,7 +152,7 @@ def _test(stream: Stream, rows: Rows) -> Floats:
     """log E after each row, in the stream's direction."""
     above = min(max(stream.baseline + stream.tolerance, EDGE), 1 - EDGE)
     below = min(max(stream.baseline - stream.tolerance, EDGE), 1 - EDGE)
-    if rows.weights is not None or stream.measure == "geometry":
+    if rows.ends is None or stream.measure == "geometry":  # rows in the order in which they came
         weights = np.ones(rows.values.size) if rows.weights is None else rows.weights
         most = 1.0 if rows.weights is None else 1 / stream.least_propensity
         up = sequential.betting_above(rows.values, weights, above, most)
@@ -179,7 +179,7 @@ def _opened(
         return [
             Incident(
                 id=name,
-                title=f"{stream.name}: {stream.measure} has changed",
+                title=f"{stream.measure} of {plan.model} has changed",
                 model=plan.model,
                 fingerprint=plan.fingerprint,
                 aware_at=now,

@@ -11,9 +11,10 @@ import errno
 import gc
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from guardkeel.errors import ConfigError, GuardkeelError, InputError
@@ -44,14 +45,19 @@ def ask(
     probe: int = 0,
     seed: int = 0,
     offline: bool | None = None,
+    mark: Mapping[str, Any] = MappingProxyType({}),
 ) -> Judged | Failed:
-    """One guard's verdicts: those that are there, else the guard is loaded and asked; what goes wrong is its reason."""
+    """One guard's verdicts: those that are there, else the guard is loaded and asked; what goes wrong is its reason.
+
+    `mark` is what its verdicts follow from besides the guard; see EngineSettings.engine_mark.
+    """
     role = role_of(number)
     path = verdict_file(folder, number, entry.label)
     ids = [i.judgement.id for i in items]
     guard: Any = None
     try:
         digest, fingerprint = identity(entry, offline, watch)
+        fingerprint = value_digest([fingerprint, dict(mark)]) if mark else fingerprint
         before = _finished(folder, role, path, ids, fingerprint)
         if before is not None:
             return before

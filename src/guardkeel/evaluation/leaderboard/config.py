@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from guardkeel.configuration import read_configuration
+from guardkeel.engines.settings import ENGINE_FIELDS, EngineSettings
 from guardkeel.errors import ConfigError
 from guardkeel.evaluation.config import DEFAULT_SUITES
 from guardkeel.evaluation.imports.reading import Reading
@@ -75,8 +76,8 @@ class ImportedEntry(BaseModel):
     )
 
 
-class LeaderboardConfig(BaseModel):
-    """What a leaderboard reads and measures."""
+class LeaderboardConfig(EngineSettings):
+    """What a leaderboard reads, measures and runs on."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -134,7 +135,8 @@ class LeaderboardConfig(BaseModel):
 
     def record(self) -> dict[str, Any]:
         """What results follow from, for run.json and for telling runs apart."""
-        return self.model_dump(mode="json", exclude={"offline", "data"})
+        said = self.model_dump(mode="json", exclude={"offline", "data"} | ENGINE_FIELDS)
+        return said | self.engine_mark()
 
 
 def read_config(

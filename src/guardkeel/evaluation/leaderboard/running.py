@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from guardkeel.engines.opening import open_guard
+from guardkeel.engines.settings import ENGINE_FIELDS
 from guardkeel.errors import ConfigError
 from guardkeel.evaluation.leaderboard.asking import Load, Watch, ask, discard, role_of
 from guardkeel.evaluation.leaderboard.config import GuardEntry, LeaderboardConfig, read_config
@@ -33,7 +35,6 @@ from guardkeel.evaluation.leaderboard.table import tabulate
 from guardkeel.evaluation.selection import meta, select, suite_infos
 from guardkeel.evaluation.suites import Suite, SuiteItem, load_suite
 from guardkeel.guards.base import Guard
-from guardkeel.guards.load import load_guard
 from guardkeel.records import (
     RunRecord,
     claim,
@@ -100,6 +101,7 @@ def run(
             probe=config.probe,
             seed=config.seed,
             offline=config.offline,
+            mark=config.engine_mark(),
         )
         found.append(_named(one, entry, names))
     found += imported
@@ -117,13 +119,14 @@ def run(
         watch=watch,
     )
     write_table(folder, results)
+    ran = config.model_dump(mode="json", include=ENGINE_FIELDS) if config.engine != "local" else {}
     inputs |= {f"guard {g.name}": g.digest for g in results.guards if g.digest and g.origin == "guardkeel"}
     record = RunRecord.finished(
         verb="leaderboard",
         started_at=started_at,
         command=list(command),
         inputs=inputs,
-        config=config.record(),
+        config=config.record() | ran,
         seeds={"seed": config.seed},
         timings={"total": time.perf_counter() - started}
         | {f"score {g.name}": g.speed.seconds for g in results.guards if g.speed},
@@ -142,8 +145,10 @@ def failed(results: LeaderboardResults) -> list[str]:
 
 
 def _loader(config: LeaderboardConfig, watch: Watch) -> Load:
+    engine = config.engine_settings()
+
     def load(entry: GuardEntry) -> Guard:
-        return load_guard(entry.reference, offline=config.offline, progress=watch, **entry.options())
+        return open_guard(engine, entry.reference, offline=config.offline, progress=watch, **entry.options())
 
     return load
 

@@ -4,14 +4,19 @@ Request: {model, prompt, max_tokens, temperature, logprobs}. With a tokenizer he
 what the guard reads is then the same as in process, and long messages are shortened. Without one it is text, and the
 server is told not to put another beginning-of-sequence token before it (`add_special_tokens`, which vLLM knows).
 Answer: {choices: [{index, text, finish_reason, logprobs: {tokens, token_logprobs, top_logprobs}}]}.
+
+With `exact` the request names the tokens with which verdicts begin (`logprob_token_ids`). vLLM then shows those and the
+one that was written in place of the likeliest, so that P(unsafe) is what it is in process. A server that does not know
+the key shows the likeliest as ever.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
-from guardkeel.conversation import Conversation
+from guardkeel.conversation import Conversation, Side
 from guardkeel.errors import ConfigError, ModelError
 from guardkeel.guards.base import Family, Judgement, Verdict
 from guardkeel.guards.encoding import Encoder
@@ -24,6 +29,8 @@ ANSWER_TOKENS = 128
 """Longest answer that is asked for: openings, verdict and category names."""
 FREE_TOKENS = 512
 """The same for families that write free text first."""
+MOST_IDS = 128
+"""Most tokens that vLLM lets a request name in `logprob_token_ids`."""
 
 
 def answer_tokens(config: RemoteConfig, family: Family) -> int:
@@ -43,6 +50,7 @@ class Completions:
             Encoder(family, tokenizer, max_tokens=config.max_tokens or 2048) if tokenizer else None
         )
         self._clean = disarmer(tokenizer)
+        self._verdicts: dict[Side, set[int]] = {}
         if self._encoder is None:
             for side in family.sides:
                 self._text(Conversation.of("a", None if side == "prompt" else "b"), side)
@@ -75,7 +83,20 @@ class Completions:
             body["logprobs"] = config.top_logprobs
         if self._encoder is None:
             body["add_special_tokens"] = False
+        elif config.exact and config.top_logprobs:
+            named = sorted(set[int]().union(*(self._verdict_ids(a.side, self._encoder) for a in asked)))
+            if 0 < len(named) <= MOST_IDS:
+                body["logprob_token_ids"] = named
         return body | config.extra
+
+    def _verdict_ids(self, side: Side, encoder: Encoder) -> set[int]:
+        """Tokens with which verdicts begin, whatever was answered to the blanks before."""
+        if side not in self._verdicts:
+            form = encoder.form(side)
+            filled = product(*(blank.answers for blank in form.blanks[:-1])) if form.blanks else ()
+            steps = [form.step(answers) for answers in filled]
+            self._verdicts[side] = {i for step in steps for i in (*step.unsafe, *step.safe)}
+        return self._verdicts[side]
 
     def read(self, answer: Any, asked: Sequence[Asked]) -> list[Verdict]:
         """See Api."""

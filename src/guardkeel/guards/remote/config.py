@@ -79,6 +79,11 @@ class RemoteConfig(BaseModel):
         default=20, ge=0, description="likeliest tokens to ask for; 0: read the text alone"
     )
 
+    exact: bool = Field(
+        default=False,
+        description="completions: ask for the verdicts' own tokens, likely or not (vLLM's logprob_token_ids)",
+    )
+
     labels: tuple[str, ...] = Field(default=(), description="classify: the model's labels, in order")
     unsafe_labels: tuple[str, ...] = Field(default=(), description="classify: those that mean unsafe")
     multi_label: bool = Field(default=False, description="classify: a sigmoid for each label")
@@ -155,6 +160,8 @@ class RemoteConfig(BaseModel):
             raise ValueError(f"tokenizer is of no use to api {self.api!r}: the server tokenises")
         if self.max_tokens and not self.tokenizer:
             raise ValueError("max_tokens needs tokenizer: nothing else can count them")
+        if self.exact and not (self.api == "completions" and self.tokenizer):
+            raise ValueError("exact is of api 'completions' with a tokenizer: it names tokens by their ids")
         if self.api == "chat" and self.inputs != 1:
             raise ValueError("inputs must be 1: a chat request has one conversation")
         return self

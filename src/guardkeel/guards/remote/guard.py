@@ -18,6 +18,7 @@ from guardkeel.errors import ConfigError, OfflineError
 from guardkeel.guards.base import Batch, Family, Guard, Judgement, Verdict
 from guardkeel.guards.guard_policy import GuardPolicy, read_policy
 from guardkeel.guards.judged import BLIND
+from guardkeel.guards.offsets import NO_OFFSETS, Offsets, shifted
 from guardkeel.guards.registry import family_named
 from guardkeel.guards.remote.api import Api, Asked
 from guardkeel.guards.remote.chat import Chat
@@ -49,7 +50,8 @@ class RemoteGuard(Guard):
 
     What fails for one item, after all tries, is unscored with its reason: no answer in time, an HTTP error, an answer
     that is not JSON or not of this API, text outside the family's grammar, numbers that are none. What would fail for
-    every item stops the run.
+    every item stops the run. `client` is whoever answers, by default the server at the configuration's address;
+    `batch` is the number of items in one batch.
     """
 
     def __init__(
@@ -61,12 +63,15 @@ class RemoteGuard(Guard):
         key: str = "",
         family: Family | None = None,
         facts: dict[str, Any] | None = None,
+        client: Any = None,
+        batch: int = BATCH,
+        offsets: Offsets = NO_OFFSETS,
     ) -> None:
         self.name = name
         self.family = family.name if family else {"classify": "classifier"}.get(config.api, config.api)
         self.threshold = config.threshold
-        self.config, self._api, self._client = config, api, Client(config, key)
-        self._facts = facts or {}
+        self.config, self._api, self._client = config, api, client or Client(config, key)
+        self._facts, self._batch, self._offsets = facts or {}, batch, offsets
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -81,12 +86,13 @@ class RemoteGuard(Guard):
         categories: bool = True,
         skip: Collection[int] = (),
     ) -> Iterator[Batch]:
-        """See Guard. Batch n has the n-th `BATCH` items; they come in order, however the answers did.
+        """See Guard. Batch n has the n-th `batch` items; they come in order, however the answers did.
 
         Raises:
             ConfigError, RunError: the server can be asked nothing (more); what was answered has been yielded.
         """
-        chunks = [list(range(start, min(start + BATCH, len(items)))) for start in range(0, len(items), BATCH)]
+        size = self._batch
+        chunks = [list(range(start, min(start + size, len(items)))) for start in range(0, len(items), size)]
         todo = {n: chunk for n, chunk in enumerate(chunks) if n not in skip}
         with _Round(self, items, todo) as done:
             for batch in done:
@@ -111,9 +117,11 @@ class RemoteGuard(Guard):
         if asked:
             found = await self._ask(session, list(asked.values()))
             for (i, one), verdict in zip(asked.items(), found, strict=True):
-                flagged = verdict.unsafe is not None and verdict.unsafe >= self.threshold
-                named = verdict.categories if flagged else ()
-                verdicts[i] = replace(verdict, dropped=one.dropped, categories=named)
+                chance = verdict.unsafe
+                if chance is not None:
+                    chance = shifted(chance, self._offsets.get(one.side, 0.0))
+                named = verdict.categories if chance is not None and chance >= self.threshold else ()
+                verdicts[i] = replace(verdict, unsafe=chance, dropped=one.dropped, categories=named)
         return [verdicts[i] for i in range(len(items))]
 
     async def _ask(self, session: Session, asked: list[Asked]) -> list[Verdict]:

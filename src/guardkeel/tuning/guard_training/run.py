@@ -13,16 +13,17 @@ import statistics
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from guardkeel.errors import ConfigError
 from guardkeel.guards.causal import CausalGuard
 from guardkeel.guards.load import AnyGuard
 from guardkeel.models.devices import peak_memory
 from guardkeel.records import RunRecord, claim, toml_text, value_digest, write_record, write_text
 from guardkeel.tuning.alignment import alignment
 from guardkeel.tuning.check import check
+from guardkeel.tuning.fitting import fitted
 from guardkeel.tuning.guard_training.calibration import Calibration, calibrated
 from guardkeel.tuning.guard_training.card import card
 from guardkeel.tuning.guard_training.config import TrainConfig, read_config
@@ -35,14 +36,14 @@ from guardkeel.tuning.guard_training.rows import Watch
 from guardkeel.tuning.guard_training.syllabus import PolicyLearner, PolicyTrainer
 from guardkeel.tuning.guard_training.teaching import OnPoint, monitor_of, probes_of, taught
 from guardkeel.tuning.keeper import FIXED, acts, last_checkpoint, parts
-from guardkeel.tuning.log import LOG, StepLog
+from guardkeel.tuning.log import LOG
 from guardkeel.tuning.monitor import REFERENCE
-from guardkeel.tuning.order import schedule
 from guardkeel.tuning.points import POINTS
 from guardkeel.tuning.posthoc import PostHoc
 from guardkeel.tuning.probes import trained_modules
+from guardkeel.tuning.ranks import here
 from guardkeel.tuning.run import train, unaligned_path
-from guardkeel.tuning.trainer import GuardTrainer, arguments
+from guardkeel.tuning.trainer import GuardTrainer
 from guardkeel.tuning.weights import save, trainable
 
 GUARD = "guard"
@@ -77,6 +78,11 @@ def run(
 ) -> TrainResults:
     """Run, or resume, the training of a configuration in a folder. `on_point` gets each look of the monitor."""
     started_at, started = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    if here().size > 1:
+        raise ConfigError(
+            "train-guard runs in one process",
+            remedy="start it without torchrun; a guard is tuned further in several with guardkeel tune",
+        )
     ready = prepared(config, watch)
     inputs = {"base": ready.place.digest} | dict(ready.data.digests)
     claim(folder, value_digest([inputs, config.model_dump(exclude={"offline"})]), begun="checkpoint-*")
@@ -103,35 +109,19 @@ def run(
         regulariser.alignment = alignment(ready.place.path, unaligned, list(trained_modules(model)))  # type: ignore[attr-defined]
     monitor = monitor_of(config, folder, guard, ready, on_point)
     steps = steps_of(config, plan.epoch)
-    kind: Any = PolicyTrainer if isinstance(teacher, PolicyLearner) else GuardTrainer
-    trainer: GuardTrainer = kind(
+    trainer, log = fitted(
+        config,
+        folder,
         model,
         teacher,
         lessons,
-        args=arguments(
-            folder,
-            steps=steps,
-            batch=config.batch,
-            accumulation=config.accumulation,
-            learning_rate=config.learning_rate,
-            max_norm=config.max_norm,
-            seed=config.seed,
-            report_to=config.report_to,
-            cpu=model.device.type == "cpu",
-            checkpointing=config.checkpointing,
-            run_name=folder.name,
-        ),
+        steps=steps,
         regulariser=regulariser,
         probes=probes,
-        schedule=partial(schedule, steps=steps, warmup=config.warmup, decay=config.decay),
-        callbacks=[monitor] if monitor else [],
+        monitor=monitor,
+        on_step=lambda step: watch("train the guard", step, steps),
+        kind=PolicyTrainer if isinstance(teacher, PolicyLearner) else GuardTrainer,
     )
-    log = StepLog(
-        folder, trainer.facts, lambda step: watch("train the guard", step, steps), every=config.every
-    )
-    trainer.add_callback(log)
-    if monitor is not None:
-        monitor.trainer = trainer
     stopped = train(trainer, monitor, folder)
     repairs = [p for p in parts(regulariser) if isinstance(p, PostHoc)]
     notes += [f"{part.name}: {json.dumps(part.apply(model))}" for part in repairs]

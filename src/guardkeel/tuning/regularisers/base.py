@@ -103,6 +103,9 @@ class Regulariser:
     name: ClassVar[str] = "plain"
     looks: Looks = "hidden"
     """How far it looks in every step; where several do, one forward of the farthest serves them all."""
+    sharded: ClassVar[bool] = False
+    """Whether it works where every process holds a shard of each weight only: it looks at the model through probes, and
+    does with parameters and gradients no more than sum, scale and add them."""
     Settings: ClassVar[type[Settings]] = Settings
 
     def __init__(self, settings: _Settings | None = None) -> None:

@@ -19,6 +19,11 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def whole(tensor: Any) -> Any:
+    """All of a tensor of which every process may hold a shard only."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def adapters(module: Any) -> list[str]:
     """The active adapters (A, B) of a LoRA layer, in order; none for any other module."""
     known = getattr(module, "lora_A", None)

@@ -130,6 +130,7 @@ class FWSSR(Regulariser):
     """
 
     name = "fwssr"
+    sharded = True
     Settings = FWSSRSettings
     settings: FWSSRSettings
 

@@ -81,6 +81,7 @@ class KL(base.Regulariser):
 
     name = "kl"
     looks: base.Looks = "verdict"
+    sharded = True
     Settings = KLSettings
     settings: KLSettings
     _last: Tensor | None = None

@@ -22,6 +22,7 @@ class Replay(base.Regulariser):
 
     name = "replay"
     looks: base.Looks = "answers"
+    sharded = True
     Settings = ReplaySettings
     settings: ReplaySettings
     _last: Tensor | None = None

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from guardkeel.tuning.regularisers import base, kl
-from guardkeel.tuning.regularisers.factors import wide
+from guardkeel.tuning.regularisers.factors import whole, wide
 
 
 class SafeGradSettings(base.Settings):
@@ -27,7 +27,10 @@ class SafeGradSettings(base.Settings):
 
 def dot(a: base.Gradients, b: base.Gradients) -> Tensor:
     """⟨a, b⟩ over all parameters, summed in float64."""
-    return torch.stack([(wide(a[n]) * wide(g)).sum(dtype=torch.float64) for n, g in b.items()]).sum()
+    total: Tensor = whole(
+        torch.stack([(wide(a[n]) * wide(g)).sum(dtype=torch.float64) for n, g in b.items()]).sum()
+    )
+    return total
 
 
 def project(task: base.Gradients, guard: base.Gradients) -> tuple[float, bool]:
@@ -52,6 +55,7 @@ class SafeGrad(base.Regulariser):
 
     name = "safegrad"
     looks: base.Looks = "answers"
+    sharded = True
     Settings = SafeGradSettings
     settings: SafeGradSettings
     _cosine: float | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from guardkeel.errors import RunError
 from guardkeel.tuning.regularisers.base import Gradients
+from guardkeel.tuning.regularisers.factors import whole
 
 RELEASED_GAIN, RELEASED_EMA = 0.5, 0.95
 RELEASED_LOW, RELEASED_HIGH = 1e-4, 1.0
@@ -145,4 +146,8 @@ def separation(live: Tensor, reference: Tensor, unsafe: Tensor, means: Tensor, w
 def _inner(a: Gradients, b: Gradients) -> float:
     """Inner product in float32 a tensor, float64 over tensors; one transfer from the device."""
     terms = [(a[name].float() * b[name].float()).sum() for name in a if name in b]
-    return float(torch.stack([t.to(terms[0].device) for t in terms]).cpu().double().sum()) if terms else 0.0
+    return (
+        float(whole(torch.stack([t.to(terms[0].device) for t in terms])).cpu().double().sum())
+        if terms
+        else 0.0
+    )
