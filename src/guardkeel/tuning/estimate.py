@@ -4,7 +4,7 @@ The model is built without its weights (on torch's meta device) and the rows are
 rows, steps, tokens and trainable parameters are exact. Memory and time are not.
 
     time   = operations / (SHARE · rate), rate that of a short matrix multiplication, measured here and now
-    memory = weights + 16 bytes a trained parameter (itself, gradient, two moments) + activations kept for the backward
+    memory = frozen weights + 16 bytes a trained parameter (itself, gradient, two moments) + activations kept for the backward
 
 Of W processes each has its share of a batch's activations. With sharding fsdp it also has 1/W of the rest, and whole
 the weights that are gathered at a time: what stands outside the blocks, one block, and the next one on its way.
@@ -130,7 +130,8 @@ def estimate(
     read = preparing + steps * config.accumulation * ahead(ranks.size)
     scored = seen * len(gathered.monitor) * _mean(anchors) / (1 if ranks.sharded else ranks.size)
     work = 2.0 * parameters * (read * passes(config) + scored)
-    held, whole = parameters * DTYPES[dtype] + 16.0 * trained, 0.0
+    frozen = parameters - (trained if config.adapter == "full" else 0)
+    held, whole = frozen * DTYPES[dtype] + 16.0 * trained, 0.0
     if ranks.sharded:
         held, whole = held / ranks.size, DTYPES[dtype] * _at_a_time(model, config.adapter == "full")
     away = held if ranks.offload and device != "cpu" else 0.0
