@@ -12,7 +12,14 @@ from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["guardkeel.cli", "guardkeel.evaluation.run", "guardkeel.report.render", "peft", "transformers", "sklearn.metrics"]
+    [
+        "guardkeel.cli",
+        "guardkeel.evaluation.run",
+        "guardkeel.report.render",
+        "peft",
+        "transformers",
+        "sklearn.metrics",
+    ]
 )
 
 

@@ -4,7 +4,7 @@ The model is built without its weights (on torch's meta device) and the rows are
 rows, steps, tokens and trainable parameters are exact. Memory and time are not.
 
     time   = operations / (SHARE · rate), rate that of a short matrix multiplication, measured here and now
-    memory = frozen weights + 16 bytes a trained parameter (itself, gradient, two moments) + activations for the backward
+    memory = frozen weights + 16 bytes a trained parameter (itself, gradient, two moments) + activations
 
 Of W processes each has its share of a batch's activations. With sharding fsdp it also has 1/W of the rest, and whole
 the weights that are gathered at a time: what stands outside the blocks, one block, and the next one on its way.
