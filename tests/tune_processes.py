@@ -11,7 +11,14 @@ from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["guardkeel.tuning.run", "peft", "transformers.trainer", "sklearn.metrics", "datasketch", "statsmodels.api"]
+    [
+        "guardkeel.tuning.run",
+        "peft",
+        "transformers.trainer",
+        "sklearn.metrics",
+        "datasketch",
+        "statsmodels.api",
+    ]
 )
 
 
