@@ -110,18 +110,35 @@ def export(
     key: Annotated[
         Path | None, typer.Option(help="Private key to sign with. Default: the dossier's.")
     ] = None,
+    sign_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="Sign its weights (OpenSSF Model Signing). Repeat."),
+    ] = None,
+    model_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Private key for weights: an elliptic curve's (P-256), which is what that format takes."
+        ),
+    ] = None,
+    sigstore: Annotated[
+        bool,
+        typer.Option("--sigstore", help="Sign statements by Sigstore as well; makes your identity public."),
+    ] = False,
     folder: Folder = HERE,
 ) -> None:
     """Write a bundle that a stranger can check with only the public key.
 
     In it: the chain and its signed heads, run files by digest, the dossier as one page (index.html), in-toto statements
     (test result, verification summary; DSSE), Every Eval Ever 0.3, CycloneDX ML-BOM, Hugging Face model cards and
-    .eval_results, drafts of reports.
+    .eval_results, drafts of reports. Weights are signed if they are still what was registered.
 
     [bold]Examples[/bold]
 
       guardkeel dossier export bundle/
       guardkeel dossier export public/ --redacted
+
+      openssl ecparam -name prime256v1 -genkey -noout -out models.key
+      guardkeel dossier export bundle/ --sign-model guard-1 --model-key models.key
     """
     with opened(folder) as dossier:
         from guardkeel.dossier.bundle import write
@@ -129,8 +146,9 @@ def export(
 
         now = dossier.now
         made = write(
-            dossier, out, lambda state: page(state, now, redacted), redact=redacted, texts=texts, key=key
-        )
+            dossier, out, lambda state: page(state, now, redacted), redact=redacted, texts=texts, key=key,
+            signed_models=sign_model or (), model_key=model_key, sigstore=sigstore,
+        )  # fmt: skip
         say(f"bundle   [bold]{literal(out)}[/bold]  {made.files} files")
         for line in made.left_out:
             say(f"left out {literal(line)}")
@@ -191,6 +209,12 @@ def verify(
         list[Path] | None,
         typer.Option(help="A signed head that was kept elsewhere, such as another bundle's heads.jsonl."),
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL=PATH", help="Weights to check against their signature in a bundle. Repeat."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a dossier or a bundle: finds any changed byte, missing, inserted or moved record, and names the first.
@@ -201,6 +225,7 @@ def verify(
     [bold]Examples[/bold]
 
       guardkeel dossier verify bundle/ --key bank.pub
+      guardkeel dossier verify bundle/ --key bank.pub --weights guard-1=downloads/guard-1
       guardkeel dossier verify dossier --key bank.pub --head bundle-of-may/heads.jsonl
     """
     needs()
@@ -212,6 +237,9 @@ def verify(
     keys = [dsse.read_public(k) for k in key or ()]
     if head and not keys:
         raise ConfigError("--head without --key", remedy="give the public key that signed it")
+    models = dict(_placed(w) for w in weights or ())
+    if models and (where / FILE).is_file():
+        raise ConfigError(f"{where}: signatures of weights are in bundles", remedy="give a bundle's folder")
     elsewhere = []
     for path in head or ():
         try:
@@ -229,7 +257,7 @@ def verify(
             if not keys:
                 found.notes.append("checked by keys that the dossier itself names")
     else:
-        found = bundle.check(where, keys, elsewhere)
+        found = bundle.check(where, keys, elsewhere, models)
     if as_json:
         said = {"sound": found.sound, "entries": found.entries, "signed": found.signed, "head": found.head}
         fault = found.fault
@@ -247,6 +275,15 @@ def verify(
         for note in dict.fromkeys(found.notes):
             say(f"note   {literal(note)}")
     raise typer.Exit(0 if found.sound else 1)
+
+
+def _placed(text: str) -> tuple[str, Path]:
+    from guardkeel.errors import ConfigError
+
+    name, found, path = text.partition("=")
+    if not (name and found and path):
+        raise ConfigError(f"--weights {text}: not MODEL=PATH", remedy="such as guard-1=downloads/guard-1")
+    return name, Path(path)
 
 
 def serve(

@@ -5,6 +5,7 @@
     index.html                  the dossier as a page
     evidence/SHA256             files of runs; messages only if asked for
     statements/ every-eval-ever/ cyclonedx/ hub/ reports/
+    model-signing/              signatures of weights, and the public key for them; only if asked for
 
 A redacted bundle withholds people, paths and free text of records, field by field: leaves of the chain stand in their
 place, so it closes all the same. All else in it is made from the records as redacted.
@@ -16,7 +17,8 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,7 @@ from guardkeel.dossier.canonical import canonical
 from guardkeel.dossier.chain import Entry, Fault, from_line, line, redacted
 from guardkeel.dossier.dossier import Dossier
 from guardkeel.dossier.evidence import on_disk
-from guardkeel.dossier.exports import cyclonedx, every_eval_ever, hub, statements
+from guardkeel.dossier.exports import cyclonedx, every_eval_ever, hub, keyless, statements, weights
 from guardkeel.dossier.heads import Head
 from guardkeel.dossier.kinds import KINDS, GateDecision, Incident, Model, Opening, Run, moment
 from guardkeel.dossier.regimes import drafts, load
@@ -44,6 +46,8 @@ TYPE = "application/vnd.guardkeel.dossier-bundle+json"
 TEXTS = ("items.jsonl",)
 """Files of runs that hold messages."""
 LIMIT = 64 * 1024**2
+SIGNATURES = "model-signing"
+MODELS_KEY = f"{SIGNATURES}/models.pub"
 
 
 @dataclass
@@ -63,6 +67,9 @@ def write(
     texts: bool = False,
     limit: int = LIMIT,
     key: Path | None = None,
+    signed_models: Sequence[str] = (),
+    model_key: Path | None = None,
+    sigstore: bool = False,
 ) -> Written:
     """Write a bundle into a folder that is new or empty; whole, or not at all.
 
@@ -74,9 +81,14 @@ def write(
         texts: take files that hold messages in too.
         limit: bytes of a file; larger ones are named by digest only.
         key: private key; default the dossier's own.
+        signed_models: ids of models whose weights are signed (exports/weights.py).
+        model_key: private key of an elliptic curve, for those.
+        sigstore: sign statements by Sigstore as well (exports/keyless.py).
 
     Raises:
         ConfigError: the folder is not empty, or there is no key to sign with.
+        PinError: the weights of a model to be signed are not those that are registered.
+        RunError: Sigstore cannot be reached.
     """
     path = key or dossier.key
     if path is None:
@@ -84,10 +96,22 @@ def write(
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty", remedy="choose another folder")
     secret = dsse.private_key(path)
+    if signed_models and model_key is None:
+        raise ConfigError("there is no key to sign weights with", remedy=weights.MAKE)
+    if model_key is not None and not signed_models:
+        raise ConfigError("a key to sign weights with, and no model", remedy="name it: --sign-model MODEL")
+    models = [dossier.refresh().get(Model, name) for name in dict.fromkeys(signed_models)]
+    if len({_signature(m) for m in models}) < len(models):
+        raise ConfigError("two models to be signed have one file name", remedy="sign them in two bundles")
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
     try:
-        made = _written(dossier, part, page, redact, texts, limit, path, secret)
+        if model_key is not None and models:
+            write_text(part / MODELS_KEY, weights.public(model_key))
+            for model in models:
+                weights.sign(model, model_key, part / _signature(model))
+        with keyless.signer() if sigstore else nullcontext() as sign:
+            made = _written(dossier, part, page, redact, texts, limit, path, secret, sign)
         part.chmod(0o755)
         part.replace(out)
     except BaseException:
@@ -105,6 +129,7 @@ def _written(
     limit: int,
     path: Path,
     secret: Any,
+    sign: keyless.Sign | None,
 ) -> Written:
     dossier.sign(path)
     entries = [_given(s.entry, redact) for s in dossier.refresh().all]
@@ -112,7 +137,7 @@ def _written(
     made = Written(0)
     (out / "records.jsonl").write_bytes(b"".join(map(line, entries)))
     (out / "heads.jsonl").write_bytes(b"".join(canonical(h) + b"\n" for h in dossier.store.heads()))
-    for name, text in _exports(state, dossier, secret).items():
+    for name, text in _exports(state, dossier, secret, sign, made).items():
         write_text(out / name, text)
     if page is not None:
         write_text(out / "index.html", page(state))
@@ -148,7 +173,13 @@ def _name(id: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", id).strip("-.")[:120] or "record"
 
 
-def _exports(state: State, dossier: Dossier, key: Any) -> dict[str, str]:
+def _signature(model: Model) -> str:
+    return f"{SIGNATURES}/{_name(model.id)}.sig"
+
+
+def _exports(
+    state: State, dossier: Dossier, key: Any, sign: keyless.Sign | None, written: Written
+) -> dict[str, str]:
     now, first = dossier.now, state.all[0].entry.hash
     made: dict[str, str] = {}
 
@@ -157,16 +188,22 @@ def _exports(state: State, dossier: Dossier, key: Any) -> dict[str, str]:
             value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False) + "\n"
         )
 
+    def attest(name: str, said: dict[str, Any]) -> None:
+        put(f"statements/{name}.dsse.json", statements.signed(said, key))
+        if sign is None:
+            return
+        if (narrow := keyless.statement(said)) is None:
+            written.left_out.append(f"{name} by Sigstore: it takes no digests of folders, only of files")
+        else:
+            put(f"statements/{name}.sigstore.json", sign(canonical(narrow)) + "\n")
+
     for number, s in enumerate(state.every(Run), 1):
         name = f"{number:03}-{_name(s.record.id)}"
-        put(
-            f"statements/{name}.test-result.dsse.json",
-            statements.signed(statements.test_result(state, s.record), key),
-        )
+        attest(f"{name}.test-result", statements.test_result(state, s.record))
         put(f"every-eval-ever/{name}.json", every_eval_ever.document(state, s.record, now))
     for number, decision in enumerate(state.each(GateDecision), 1):
         said = statements.verification_summary(state, decision, first)
-        put(f"statements/{number:03}-{_name(decision.id)}.summary.dsse.json", statements.signed(said, key))
+        attest(f"{number:03}-{_name(decision.id)}.summary", said)
     for model in state.each(Model):
         name = _name(model.id)
         put(f"cyclonedx/{name}.cdx.json", cyclonedx.bom(state, model, now))
@@ -220,13 +257,19 @@ def _readme(dossier: Dossier, state: State, made: Written, redact: bool) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def check(folder: Path, keys: Sequence[Ed25519PublicKey] = (), elsewhere: Sequence[Head] = ()) -> Verified:
+def check(
+    folder: Path,
+    keys: Sequence[Ed25519PublicKey] = (),
+    elsewhere: Sequence[Head] = (),
+    models: Mapping[str, Path] | None = None,
+) -> Verified:
     """Check a bundle: the manifest's signature, every file, the chain, the heads, every statement.
 
     Without keys those that the bundle itself names are used, which shows that it is whole and not whose it is.
+    `models` are weights to check against their signatures in it, by the id of the model.
 
     Raises:
-        DataError: it is no bundle.
+        DataError: it is no bundle, or holds no signature of such a model.
     """
     notes: list[str] = []
     entries: list[Entry] = []
@@ -252,6 +295,12 @@ def check(folder: Path, keys: Sequence[Ed25519PublicKey] = (), elsewhere: Sequen
         fault = Fault(len(entries) + 1, "the manifest was signed over another end of the chain")
     if fault is None:
         fault = _statements(folder, keys, entries)
+    if fault is None and models:
+        fault = _weights(folder, State(entries), models)
+        if fault is None:
+            notes += [
+                f"weights of {name} in {place}: signed and as registered" for name, place in models.items()
+            ]
     return Verified(len(entries), fault, max(found.signed, 0), found.head, [*notes, *found.notes])
 
 
@@ -279,6 +328,21 @@ def _statements(folder: Path, keys: Iterable[Ed25519PublicKey], entries: Sequenc
         for used in said["predicate"].get("inputAttestations", ()):
             if used["digest"]["sha256"] not in hashes:
                 return Fault(0, f"{path.name}: rests on {used['uri']}, which is not in the chain")
+    return None
+
+
+def _weights(folder: Path, state: State, models: Mapping[str, Path]) -> Fault | None:
+    """The first model whose weights are not those that were signed. The manifest has vouched for the key by now."""
+    for name, place in models.items():
+        model = state.get(Model, name)
+        signature = folder / _signature(model)
+        if not signature.is_file():
+            raise DataError(
+                f"{folder}: holds no signature of the weights of {name!r}",
+                remedy=f"have it exported with --sign-model {name}",
+            )
+        if fault := weights.check(model, place, signature, folder / MODELS_KEY):
+            return fault
     return None
 
 
