@@ -250,8 +250,13 @@ def test_whoever_has_the_data_may_give_them(harbour, place, tmp_path):
 # --- every kind of guard, of data, of method
 
 
-@pytest.mark.parametrize("adapter", ["lora", "dora", "full"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "adapter"),
+    [
+        *((a, "lora") for a in ARCHITECTURES),
+        *((a, k) for a in ("llama", "gemma2", "qwen3") for k in ("dora", "full")),
+    ],
+)
 def test_every_architecture_for_two_steps(tiny_loaded, tmp_path, architecture, adapter):
     settle()
     loaded = tiny_loaded(architecture)
