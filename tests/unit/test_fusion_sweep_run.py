@@ -178,6 +178,7 @@ def test_where_nothing_may_be_chosen_nothing_is_written(place, tmp_path):
     assert not results.choice.satisfied and results.choice.chosen is None and results.confirmation is None
     assert results.choice.considered == 3 and not (tmp_path / "out" / "fused").exists()
     (none,) = [p for p in results.points if p.name.startswith("random-mask keep=0 ")]
+    assert none.control == "random mask"
     assert none.gain.value == 0 and none.change.value == 0 and none.weights.shares == [0]
 
 

@@ -111,7 +111,7 @@ def _expanded(group: PointGroup, config: SweepConfig, control: Control = "") -> 
                     settings,
                     extras,
                     seed,
-                    control,
+                    control or ("random mask" if group.method == "random-mask" else ""),
                 )
 
 
