@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 export OMP_NUM_THREADS ?= $(shell echo $$(($(CORES) < 8 ? $(CORES) : 8)))
-WORKERS := $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
+# One more than cores: tests wait for browsers and servers, too.
+WORKERS := $(shell echo $$(($(CORES) < 3 ? $(CORES) + 1 : 4)))
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo test check lint types layers docs wheel clean
