@@ -50,13 +50,10 @@ def root(
     from guardkeel.errors import ConfigError
 
     verb = context.invoked_subcommand
-    if (
-        verb != "tune"
-        and {"RANK", "MASTER_ADDR"} <= os.environ.keys()
-        and os.environ.get("WORLD_SIZE") != "1"
-    ):
+    size = os.environ.get("WORLD_SIZE", "1") if {"RANK", "MASTER_ADDR"} <= os.environ.keys() else "1"
+    if verb != "tune" and size != "1":
         raise ConfigError(
-            f"guardkeel {verb} was started in {os.environ.get('WORLD_SIZE')} processes, which would write one folder",
+            f"guardkeel {verb} was started in {size} processes, which would write one folder",
             remedy="start it without a launcher; guardkeel tune alone runs under torchrun and accelerate launch",
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import socket
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class Holder:
         return self._guard
 
 
-class Actor:
+class Actor(ABC):
     """One actor of a pool. Called with a block of one pickled part; every answer is a block of its own."""
 
     def __call__(self, block: Any) -> Iterator[Any]:
@@ -77,9 +78,9 @@ class Actor:
         for done in told(lambda: self.work(part)):
             yield pa.table({"done": pa.array([pickle.dumps(done)], pa.large_binary())})
 
+    @abstractmethod
     def work(self, part: Any) -> Iterator[Any]:
         """The answers to one part, as they come."""
-        raise NotImplementedError
 
 
 class Worker(Actor):

@@ -95,6 +95,8 @@ def knows_unaligned(config: SweepConfig) -> bool:
 
 
 def _expanded(group: PointGroup, config: SweepConfig, control: Control = "") -> Iterator[Asked]:
+    if group.method == "random-mask":  # whoever asks for it, it is one
+        control = "random mask"
     kind = method_named(group.method)
     named = {n: [config.extras[n]] for n in kind.extras if n in config.extras} | group.extras
     for values in product(*group.grid.values()):
@@ -111,7 +113,7 @@ def _expanded(group: PointGroup, config: SweepConfig, control: Control = "") -> 
                     settings,
                     extras,
                     seed,
-                    control or ("random mask" if group.method == "random-mask" else ""),
+                    control,
                 )
 
 
@@ -147,7 +149,7 @@ def _interpolation(config: SweepConfig, candidates: int) -> Iterator[Asked]:
 
 def _random(config: SweepConfig) -> Iterator[Asked]:
     """Random masks, rescaled and merged as a learned mask is."""
-    yield from _expanded(PointGroup(method="random-mask", grid={"keep": config.keeps}), config, "random mask")
+    yield from _expanded(PointGroup(method="random-mask", grid={"keep": config.keeps}), config)
 
 
 def _distinct(asked: Iterable[Asked]) -> list[Asked]:
