@@ -223,11 +223,12 @@ def live(runs: dict[str, Path], limit: int, requests: int) -> None:
     chapter("6  Something is wrong", "Somebody copies the plain fine-tune to its place. The name stays.")
     put(plain)
     day("moderation.toml", traffic(3 * requests, skip=requests))
-    dossier(f"monitor bank-kept {log}", code=1, says=f"incident {broken}")
+    dossier(f"monitor bank-kept {log}", code=1, says="verdicts are not of its weights but of bank-plain")
     dossier("incident incident.toml", says="due")
     draft = f"incident --draft '{broken}' --regime eu-gpai-code"
     dossier(f"{draft} --form initial", into="incident-initial.md")
-    back = f"roll-back broken: incident {broken}; back to keel-135m"
+    swapped = "finding bank-kept in production answered by"
+    back = f"roll-back broken: {swapped}, incident {broken}; back to keel-135m"
     dossier("gate bank-kept --policy release", code=1, says=back)
     dossier("deploy bank-kept --roll-back", "approver")
     dossier("deploy keel-135m --place production", "approver")
@@ -235,13 +236,17 @@ def live(runs: dict[str, Path], limit: int, requests: int) -> None:
     day("moderation-first.toml", traffic(requests, skip=4 * requests))
     dossier(f"monitor keel-135m {log}", says="as it was")
 
-    chapter("7  Why, and what was done", "What lies there is audited: by digest it is another model.")
+    chapter(
+        "7  Why, and what was done",
+        "What lies there is audited: by digest it is another model, as the log said.",
+    )
     audit("service/guard", SUITES[1:], 10, "served")
     evidence = "--spec release-audit --evaluator assurance-team --model bank-kept"
     dossier(f"import runs/served {evidence}", code=2, says="which is model 'bank-plain'")
     put(kept)
     audited("service/guard", "bank-kept", "retest", limit)
     dossier("incident incident-closed.toml")
+    dossier("register finding-closed.toml")
     dossier(f"{draft} --form final", into="incident-final.md")
     allowed("bank-kept")
     released("bank-kept")

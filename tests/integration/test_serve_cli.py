@@ -16,6 +16,7 @@ from guardkeel.moderation.config import ServeConfig
 from guardkeel.moderation.experts import load_experts
 from guardkeel.moderation.metrics import Metrics
 from guardkeel.moderation.service import Service
+from guardkeel.resources import digest
 
 
 @pytest.fixture
@@ -124,13 +125,18 @@ def test_models_of_this_process_are_experts(harbour, tmp_path):
             ]
             assert (await client.post("/v1/feedback", json={"feedback": rows})).status_code == 200
             await until(lambda: service.learner.sequence == len(rows))
-            return served, await judge(texts[0]), (await client.get("/metrics")).text
+            shown = (await client.get("/v1/experts")).json()
+            return served, await judge(texts[0]), (await client.get("/metrics")).text, shown
 
-    served, after, text = asyncio.run(main())
+    served, after, text, shown = asyncio.run(main())
     assert [len(e.guard._kept) for e in service.experts] == [
         1,
         1,
     ]  # the policy's keys and values, for prompts
+    known = {"intact": digest(harbour.guard), "forgetful": digest(harbour.forgetful)}
+    row = service.store.verdict(served[0]["id"])
+    assert {e["name"]: e["digest"] for e in shown["experts"]} == known
+    assert {name: o["digest"] for name, o in row["opinions"].items()} == known
     assert all(o["outcome"] == "scored" for v in served for o in v["experts"].values())
     assert served[0]["experts"]["intact"]["unsafe"] > 0.9
     assert served[0]["experts"]["forgetful"]["unsafe"] < 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from datetime import UTC, datetime
 
 import numpy as np
@@ -101,6 +102,39 @@ def test_drift_in_flags_opens_a_finding_once(dossier, tmp_path):
     assert [type(m) for m in again] == [Observation]
 
 
+def by(*names):
+    """Opinions of experts whose weights have these digests."""
+    return {f"expert {i}": {"digest": name and digest(name)} for i, name in enumerate(names)}
+
+
+def test_verdicts_of_other_weights_open_a_finding(dossier, tmp_path):
+    dossier.record([model("plain")], "ada")
+    verdicts, _ = rows(n=100, flagged=0.1)
+    own = [{**v, "opinions": by("guard", "rules")} for v in verdicts[:60]]
+    unknown = [{**v, "opinions": by("", "rules")} for v in verdicts[60:70]]
+    foreign = [{**v, "opinions": by("plain", "rules")} for v in verdicts[70:]]
+    seen = sources.read(exported(tmp_path / "own.jsonl", own + unknown, []), START)
+    found, opened_ = looked(dossier, seen, FLAGGED)
+    assert not found["answered by"].changed and found["answered by"].n == 60 and opened_ == []
+    dossier.store.clock.later(hours=1)
+    seen = sources.read(exported(tmp_path / "all.jsonl", own + unknown + foreign, []), START)
+    made = watch.look(dossier.state, plan(FLAGGED), seen, (), dossier.now)
+    look = next(m for m in made if getattr(m, "stream", "") == "answered by")
+    assert look.changed and look.n == 90 and look.hits == 60
+    [finding] = [m for m in made if isinstance(m, Finding)]
+    assert finding.level == "launch" and finding.what == look.why
+    assert look.why.startswith("30 of 90 verdicts are not of its weights but of plain, sha256 ")
+    dossier.record(made, "ada")
+    dossier.store.clock.later(hours=1)
+    again = watch.look(dossier.state, plan(FLAGGED), seen, (), dossier.now)
+    assert not any(isinstance(m, Finding) for m in again) and again[-1].changed
+    dossier.store.clock.later(hours=1)
+    anew = plan(FLAGGED).model_copy(update={"since": dossier.now})  # the plan of a model that was put back
+    dossier.record([anew], "ada")
+    [second] = [m for m in watch.look(dossier.state, anew, seen, (), dossier.now) if isinstance(m, Finding)]
+    assert second.id == f"{finding.id} 2"
+
+
 def test_lost_verdicts_and_recall_open_what_the_plan_says(dossier, tmp_path):
     seen = sources.read(exported(tmp_path / "log.jsonl", *rows(lost=0.06, recall=0.6)), START)
     found, opened_ = looked(dossier, seen, LOST, RECALL)
@@ -153,6 +187,7 @@ def test_the_service_s_own_tables_are_read(tmp_path):
         "vote": 0.5,
     }
     with engine.begin() as connection:
+        verdicts = [{**v, "opinions": by("plain")} for v in verdicts]
         connection.execute(metadata.tables["verdicts"].insert(), [{**blank, **v} for v in verdicts])
         connection.execute(
             metadata.tables["feedback"].insert(), [{**said, **f, "id": str(f["sequence"])} for f in feedback]
@@ -161,6 +196,7 @@ def test_the_service_s_own_tables_are_read(tmp_path):
     assert sources.read(url, START) == sources.read(
         exported(tmp_path / "log.jsonl", verdicts, feedback), START
     )
+    assert sources.read(url, START).answered_by == {frozenset([digest("plain")]): 400}
     later = datetime.fromtimestamp(T0 + 300, UTC)
     assert len(sources.read(url, later).unscored) == 100
 
@@ -171,9 +207,13 @@ def test_bad_logs_are_named(tmp_path):
         ("[]", "line 1: no object"),
         ('{"id": "v", "created": "yesterday"}', "created is 'yesterday'"),
         ('{"id": "v", "created": 9e9, "unsafe": 0.5, "flagged": "yes"}', "flagged is 'yes'"),
+        (
+            '{"id": "v", "created": 9e9, "unsafe": 0.5, "flagged": true, "opinions": ["a"]}',
+            "opinions is ['a']",
+        ),
     ):
         (tmp_path / "log.jsonl").write_text(line + "\n")
-        with pytest.raises(DataError, match=said.replace("[", "\\[")):
+        with pytest.raises(DataError, match=re.escape(said)):
             sources.read(str(tmp_path / "log.jsonl"), START)
     with pytest.raises(DataError, match="cannot be read"):
         sources.read(str(tmp_path / "nowhere.jsonl"), START)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from guardkeel.dossier import dsse
-from guardkeel.dossier.kinds import KINDS, Model, Record, parse
+from guardkeel.dossier.kinds import KINDS, Finding, Model, Record, parse
 from guardkeel.dossier.state import State
 from guardkeel.errors import ConfigError, DataError
 from guardkeel.records import file_digest
@@ -81,7 +81,8 @@ def read_tables(
             if kind in FINGERPRINTED and "fingerprint" not in said:
                 said["fingerprint"] = _model(state, made, said, at).fingerprint
             made.append(parse(kind, said.pop("id"), said, at))
-    return made
+    # a finding is closed by a mitigation, which names the finding: those of one file come first
+    return sorted(made, key=lambda r: isinstance(r, Finding) and r.status in ("mitigated", "closed"))
 
 
 def _model(state: State, made: Iterable[Record], said: dict[str, Any], where: str) -> Model:

@@ -17,13 +17,20 @@ from guardkeel.guards.classifier import ClassifierGuard
 from guardkeel.guards.embedded import NAME, SETTINGS, keel_path
 from guardkeel.guards.encoding import Encoder
 from guardkeel.guards.guard_policy import GuardPolicy, read_policy
-from guardkeel.guards.kinds import kind_of, open_other, other_path
+from guardkeel.guards.kinds import kind_of, open_other, other_digest, other_path
 from guardkeel.guards.registry import CLASSIFIER, families, family_named, guess
 from guardkeel.guards.vision import VisionGuard
 from guardkeel.models.adapters import adapter_base, attach_adapter, is_adapter
 from guardkeel.models.checks import read_json
 from guardkeel.models.eyes import eyes_of, has_eyes
-from guardkeel.models.loading import base_folder, load_model, load_tokenizer, local_checkpoint, task_of
+from guardkeel.models.loading import (
+    base_folder,
+    checkpoint_digest,
+    load_model,
+    load_tokenizer,
+    local_checkpoint,
+    task_of,
+)
 from guardkeel.models.sight import Sight
 from guardkeel.resources import Progress, parse, resolve
 
@@ -68,6 +75,14 @@ def guard_path(reference: str, *, progress: Progress | None = None, offline: boo
     if kind != "checkpoint":
         return other_path(kind, reference, progress=progress, offline=offline)
     return local_checkpoint(resolve(reference, progress=progress, offline=offline), progress)
+
+
+def guard_digest(reference: str, *, progress: Progress | None = None, offline: bool | None = None) -> str:
+    """sha256 of a guard's own files, or of what is said of one that runs elsewhere; raises what opening would."""
+    kind = kind_of(reference, progress=progress, offline=offline)
+    if kind != "checkpoint":
+        return other_digest(kind, reference, progress=progress, offline=offline)
+    return checkpoint_digest(guard_path(reference, progress=progress, offline=offline))
 
 
 def load_guard(

@@ -67,7 +67,7 @@ class Runner(Protocol):
 
 
 class Expert:
-    """One guard, with what the configuration says of it."""
+    """One guard, with what the configuration says of it; `digest` is that of its files, "" where it is not known."""
 
     def __init__(
         self,
@@ -75,11 +75,12 @@ class Expert:
         guard: Guard,
         config: ExpertConfig,
         *,
+        digest: str = "",
         calibration: Calibration | None = None,
         prepare: Callable[[], None] | None = None,
         seen: Callable[[str, int], None] | None = None,
     ) -> None:
-        self.name, self.guard, self.config = name, guard, config
+        self.name, self.guard, self.config, self.digest = name, guard, config, digest
         self.calibration = calibration or centred(guard.threshold)
         self.breaker = Breaker(config.failures, config.rest)
         self.runner: Runner
@@ -143,7 +144,8 @@ def load_experts(
     Raises:
         GuardkeelError: one cannot be loaded, two have one name, or a calibration does not fit; naming the expert.
     """
-    guards = [_loaded(config, i, progress) for i in range(len(config.experts))]
+    loaded = [_loaded(config, i, progress) for i in range(len(config.experts))]
+    guards = [guard for guard, _ in loaded]
     names = [e.name or g.name for e, g in zip(config.experts, guards, strict=True)]
     twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if twice is not None:
@@ -156,13 +158,14 @@ def load_experts(
             name,
             guard,
             said,
+            digest=digest,
             calibration=read_calibration(config.path(said.calibration), name)
             if said.calibration and calibrated
             else None,
             prepare=prepare,
             seen=seen,
         )
-        for name, guard, said in zip(names, guards, config.experts, strict=True)
+        for name, (guard, digest), said in zip(names, loaded, config.experts, strict=True)
     ]
 
 
@@ -198,13 +201,17 @@ def unquoted(reason: str) -> str:
     return reason if head == reason else f"{head.rstrip(': ')} …"
 
 
-def _loaded(config: ServeConfig, index: int, progress: Progress | None) -> Guard:
-    from guardkeel.guards.load import load_guard  # torch; a service of servers alone is there before it is
+def _loaded(config: ServeConfig, index: int, progress: Progress | None) -> tuple[Guard, str]:
+    from guardkeel.guards.load import (
+        guard_digest,
+        load_guard,
+    )  # torch; a service of servers alone is there before it is
 
     said = config.experts[index]
+    reference = config.reference(said.guard)
     try:
         guard = load_guard(
-            config.reference(said.guard),
+            reference,
             policy=config.path(said.policy) if said.policy else None,
             family=said.family,
             threshold=said.threshold,
@@ -214,11 +221,12 @@ def _loaded(config: ServeConfig, index: int, progress: Progress | None) -> Guard
             dtype=said.dtype,
             device=said.device,
         )
+        digest = guard_digest(reference, progress=progress, offline=config.offline)
     except GuardkeelError as e:
         who = said.name or said.guard
         raise type(e)(f"expert {index + 1} ({who}): {e.problem}", remedy=e.remedy) from e
     guard.keep()
-    return guard
+    return guard, digest
 
 
 def _threads(config: ServeConfig, guards: list[Guard]) -> Callable[[], None] | None:

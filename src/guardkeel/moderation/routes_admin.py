@@ -27,6 +27,7 @@ async def experts(request: Request) -> JSONResponse:
             "name": e.name,
             "guard": e.guard.name,
             "family": e.guard.family,
+            "digest": e.digest,
             "threshold": e.guard.threshold,
             "cost": e.config.cost,
             "timeout": e.config.timeout,

@@ -41,6 +41,7 @@ class Served:
         unscored: why there is no verdict; "" where there is one.
         categories: with scores, the highest first; "" is what no expert named.
         opinions: by expert.
+        digests: of the experts' files, by expert.
         weights: by expert, in the item's context.
         context: the path of weight tables.
         disagreement: of the experts, in [0, 1].
@@ -62,6 +63,7 @@ class Served:
     unscored: str
     categories: tuple[CategoryScore, ...]
     opinions: Mapping[str, Opinion]
+    digests: Mapping[str, str]
     weights: Mapping[str, float]
     context: Context
     disagreement: float
@@ -100,7 +102,7 @@ class Served:
             "audited": self.audited,
             "advice": {name: o.unsafe for name, o in self.opinions.items()},
             "weights": dict(self.weights),
-            "opinions": {name: told(o) for name, o in self.opinions.items()},
+            "opinions": {name: told(o) | {"digest": self.digests[name]} for name, o in self.opinions.items()},
             "categories": [[c.name, c.score, c.flagged] for c in self.categories],
             "windows": self.windows,
             "seconds": self.seconds,

@@ -201,6 +201,7 @@ class Service:
             unscored=worst.unscored,
             categories=worst.decision.categories,
             opinions=by_name,
+            digests={e.name: e.digest for e in self.experts},
             weights=dict(zip(self.learner.experts, worst.mixture.weights.tolist(), strict=True)),
             context=worst.context,
             disagreement=worst.mixture.disagreement,

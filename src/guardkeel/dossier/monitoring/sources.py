@@ -1,16 +1,17 @@
 """What a service has logged, read from its database or from an export; nothing of the service is imported.
 
-    verdicts   id, created, unsafe (null: unscored), flagged
+    verdicts   id, created, unsafe (null: unscored), flagged, opinions (by expert, each with the digest of its weights)
     feedback   sequence, verdict, received, unsafe (the reviewer's label), flagged, propensity (null: not drawn), first
 
-An export is JSON lines with those keys; a line with `verdict` is feedback, any other a verdict. Feedback counts for
-recall only where its verdict was drawn for review by chance, with the propensity of the draw: what people sent in by
-themselves says nothing of what was missed.
+An export is JSON lines with those keys, of which `opinions` may be absent; a line with `verdict` is feedback, any other
+a verdict. Feedback counts for recall only where its verdict was drawn for review by chance, with the propensity of the
+draw: what people sent in by themselves says nothing of what was missed.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,6 +38,8 @@ class Seen:
     weights: list[float]
     """Of the same: 1/propensity."""
     left_out: int
+    answered_by: Counter[frozenset[str]]
+    """Of verdicts: how many a service with experts of these digests gave; where a digest is not known, not counted."""
     cursor: str
     """Digest of what was read."""
 
@@ -59,7 +62,8 @@ def _tables(url: str, start: float) -> tuple[list[dict[str, Any]], list[dict[str
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     verdicts = (
-        "SELECT id, created, unsafe, flagged FROM verdicts WHERE created >= :start ORDER BY created, id"
+        "SELECT id, created, unsafe, flagged, opinions FROM verdicts "
+        "WHERE created >= :start ORDER BY created, id"
     )
     feedback = (
         "SELECT sequence, verdict, received, unsafe, flagged, propensity, first FROM feedback "
@@ -141,12 +145,16 @@ def _seen(verdicts: Iterable[dict[str, Any]], feedback: Iterable[dict[str, Any]]
     weights: list[float] = []
     read_rows: list[str] = []
     left_out = 0
+    answered_by: Counter[frozenset[str]] = Counter()
     for row in verdicts:
         lost = row.get("unsafe") is None
         unscored.append(lost)
         if not lost:
             flagged.append(_flag(row, "flagged"))
         read_rows.append(str(row.get("id")))
+        digests = _digests(row.get("opinions"))
+        if digests and all(digests):
+            answered_by[digests] += 1
     for row in feedback:
         read_rows.append(str(row.get("sequence", row.get("id"))))
         propensity = row.get("propensity")
@@ -157,4 +165,16 @@ def _seen(verdicts: Iterable[dict[str, Any]], feedback: Iterable[dict[str, Any]]
             continue
         caught.append(_flag(row, "flagged"))
         weights.append(1 / float(propensity))
-    return Seen(flagged, unscored, caught, weights, left_out, digest(read_rows))
+    return Seen(flagged, unscored, caught, weights, left_out, answered_by, digest(read_rows))
+
+
+def _digests(opinions: Any) -> frozenset[str]:
+    """Of the experts behind a verdict; a database without a type for JSON gives its text."""
+    try:
+        said = json.loads(opinions) if isinstance(opinions, str) else opinions or {}
+        return frozenset(str(o.get("digest", "")) for o in said.values())
+    except (ValueError, AttributeError) as e:
+        raise DataError(
+            f"a row of the log: opinions is {opinions!r:.40}, not an object of objects",
+            remedy="export the log with its own keys",
+        ) from e

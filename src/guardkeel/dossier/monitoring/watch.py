@@ -18,6 +18,7 @@ import numpy as np
 
 from guardkeel.dossier.kinds import Finding, Incident, Model, MonitorPlan, Observation, Record, Stream, moment
 from guardkeel.dossier.kinds.base import plain_id
+from guardkeel.dossier.kinds.evaluating import Level
 from guardkeel.dossier.monitoring import sequential
 from guardkeel.dossier.monitoring.sequential import Floats
 from guardkeel.dossier.monitoring.sources import LEAST, Seen
@@ -27,6 +28,8 @@ from guardkeel.evaluation.runs import read_audit
 from guardkeel.results import GuardResult
 
 EDGE = 1e-6
+ANSWERED = "answered by"
+"""The observation of whose weights a service had, beside those of the plan's streams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def look(
         made.append(one)
         if one.changed:
             made += _opened(state, plan, stream, one, now)
-    return made
+    return made if seen is None else made + _answered(state, plan, model, seen, now)
 
 
 def _rows(stream: Stream, seen: Seen | None, audits: Sequence[Path], model: Model) -> Rows:
@@ -164,21 +167,50 @@ def _test(stream: Stream, rows: Rows) -> Floats:
     return {"rise": up, "fall": down}.get(stream.direction, sequential.both(up, down))
 
 
+def _answered(state: State, plan: MonitorPlan, model: Model, seen: Seen, now: datetime) -> list[Record]:
+    """Whether the service had the model's weights: what it observed, and a finding where it had not.
+
+    That is no test: one verdict without them is enough.
+    """
+    total = seen.answered_by.total()
+    if not total:
+        return []
+    others = {digests: n for digests, n in seen.answered_by.items() if model.digest not in digests}
+    lost = sum(others.values())
+    known = {m.digest: m.id for m in state.each(Model)}
+    whose = sorted({known.get(d, f"sha256 {d[:16]}…") for digests in others for d in digests})
+    why = f"{lost:,} of {total:,} verdicts are not of its weights but of {', '.join(whose)}" if lost else ""
+    look = Observation(
+        id=plain_id(f"{plan.id} {ANSWERED} {moment(now)}"),
+        plan=plan.id,
+        stream=ANSWERED,
+        at=now,
+        n=total,
+        hits=total - lost,
+        estimate=1 - lost / total,
+        log_e=0.0,
+        changed=lost > 0,
+        cursor=seen.cursor,
+        why=why,
+    )
+    return [look, *(_finding(state, plan, ANSWERED, "launch", why) if lost else ())]
+
+
 def _opened(
     state: State, plan: MonitorPlan, stream: Stream, seen: Observation, now: datetime
-) -> list[Finding | Incident]:
-    """A finding or the draft of an incident, unless it was opened before."""
-    name = plain_id(f"{plan.id} {stream.name}")
+) -> Sequence[Finding | Incident]:
+    """A finding or the draft of an incident, unless the plan has opened it before."""
     what = (
         f"{stream.measure} is {seen.estimate:.3f} over {seen.n} rows, it was {stream.baseline:.3f} "
         f"± {stream.tolerance:g} (e-value {math.exp(min(seen.log_e, 700)):.3g}, alarm at {1 / stream.alpha:g})"
     )
     if stream.opens == "incident":
-        if state.has("incident", name):
+        identity = _identity(state, plan, Incident, stream.name)
+        if not identity:
             return []
         return [
             Incident(
-                id=name,
+                id=identity,
                 title=f"{stream.measure} of {plan.model} has changed",
                 model=plan.model,
                 fingerprint=plan.fingerprint,
@@ -189,15 +221,23 @@ def _opened(
                 observations=[seen.id],
             )
         ]
-    if state.has("finding", name):
+    return _finding(state, plan, stream.name, stream.level, what)
+
+
+def _finding(state: State, plan: MonitorPlan, stream: str, level: Level, what: str) -> list[Finding]:
+    identity = _identity(state, plan, Finding, stream)
+    if not identity:
         return []
-    return [
-        Finding(
-            id=name,
-            model=plan.model,
-            fingerprint=plan.fingerprint,
-            level=stream.level,
-            what=what,
-            status="open",
-        )
-    ]
+    return [Finding(id=identity, model=plan.model, fingerprint=plan.fingerprint, level=level, what=what)]
+
+
+def _identity(state: State, plan: MonitorPlan, kind: type[Record], stream: str) -> str:
+    """Under which id a stream opens something: a number more than last time, "" where that was since the plan began."""
+    name, number = plain_id(f"{plan.id} {stream}"), 1
+    found = name
+    while state.has(kind.kind, found):
+        if state.first(kind, found).at >= plan.since:
+            return ""
+        number += 1
+        found = f"{name} {number}"
+    return found
