@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -111,11 +111,13 @@ class Conversation:
 
     def anchored(self, folder: Path) -> Conversation:
         """Paths of images that are relative taken from `folder`."""
+        return self.with_images(lambda image: image.anchored(folder))
+
+    def with_images(self, change: Callable[[Image], Image]) -> Conversation:
+        """Each image as `change` gives it."""
         if not self.images:
             return self
-        return Conversation(
-            tuple(replace(t, images=tuple(i.anchored(folder) for i in t.images)) for t in self.turns)
-        )
+        return Conversation(tuple(replace(t, images=tuple(map(change, t.images))) for t in self.turns))
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,9 @@ def audit(
     token_budget: Annotated[
         int | None, typer.Option(help="Padded tokens in a batch. Lower it when memory runs out.")
     ] = None,
+    images: Annotated[
+        bool | None, typer.Option("--images", help="Load the guards' image parts too, and judge images.")
+    ] = None,
     engine: Annotated[
         str | None, typer.Option(help="What runs the guards: local, ray (several workers) or vllm.")
     ] = None,
@@ -106,6 +109,7 @@ def audit(
       guardkeel audit --limit 100                                 [dim]the embedded guard, a quick look[/dim]
       guardkeel audit keel-135m --against ./my-lora               [dim]before and after a LoRA fine-tune[/dim]
       guardkeel audit hub:org/guard --against ./tuned -s mine.jsonl --policy gate.toml
+      guardkeel audit ./vision-guard --images -s pictures.jsonl   [dim]conversations with their images[/dim]
       guardkeel audit hub:org/guard --engine ray --workers 8 --set worker_gpus=1
     """
     from guardkeel.evaluation.config import read_config
@@ -123,6 +127,7 @@ def audit(
         "device": device,
         "max_tokens": max_tokens,
         "token_budget": token_budget,
+        "images": images,
         "engine": engine,
         "workers": workers,
         "seed": seed,
@@ -209,6 +214,7 @@ def plan(config: AuditConfig, as_json: bool) -> None:
     if as_json:
         emit(found.model_dump() | {"suites": [s.name for s in suites]})
         return
+    pictures = "counted in none of these" if config.images else "whose items will be unscored: see --images"
     how = (
         ""
         if after is None
@@ -224,7 +230,8 @@ def plan(config: AuditConfig, as_json: bool) -> None:
         f"[bold]model[/bold]    {found.parameters / 1e6:.0f} M parameters, {found.dtype} on {found.device}\n"
         f"[bold]memory[/bold]   about {found.memory / 1e9:.1f} GB\n"
         f"[bold]time[/bold]     about {duration(found.seconds)} of scoring on this machine\n"
-        "nothing was run"
+        + (f"[bold]images[/bold]   {found.images:,}, {pictures}\n" if found.images else "")
+        + "nothing was run"
     )
 
 

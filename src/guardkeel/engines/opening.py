@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guardkeel.engines.settings import EngineSettings
+from guardkeel.errors import ConfigError
 from guardkeel.guards.base import Guard
 from guardkeel.guards.bridge import is_bridge
 from guardkeel.guards.embedded import NAME
@@ -115,6 +116,11 @@ def _in_vllm(
 ) -> Guard:
     from guardkeel.guards.remote.offline import load_offline
 
+    if options.get("images"):
+        raise ConfigError(
+            f"{reference}: guards that judge images are not run in vLLM",
+            remedy="leave images out, or take --engine local or ray",
+        )
     if kind != "checkpoint":  # rules and linear guards have nothing that vLLM could run
         return load_guard(reference, progress=progress, **options)
     return load_offline(reference, arguments=settings.vllm, progress=progress, **options)

@@ -47,12 +47,16 @@ class AuditConfig(EngineSettings, AuditSettings):
         default=None, ge=64, description="longest input; longer messages are shortened"
     )
     token_budget: int | None = Field(default=None, ge=64, description="padded tokens in a batch")
+    images: bool = Field(
+        default=False, description="load the image parts of the guards too, and judge images with their texts"
+    )
     offline: bool | None = Field(default=None, description="never use the network")
 
     def guard_options(self) -> dict[str, Any]:
         """The options of load_guard."""
         names = {"family", "threshold", "dtype", "device", "max_tokens", "token_budget", "offline"}
-        return self.model_dump(include=names) | {"policy": self.guard_policy}
+        seeing = {"images": True} if self.images else {}
+        return self.model_dump(include=names) | seeing | {"policy": self.guard_policy}
 
     def settings(self) -> AuditSettings:
         """The part that the audit itself reads."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from guardkeel.conversation import Conversation
 from guardkeel.errors import ConfigError
 from guardkeel.evaluation.suites import SuiteItem
 from guardkeel.guards.base import Judgement
@@ -25,11 +27,12 @@ _SAMPLE = 200
 
 
 class Plan(BaseModel):
-    """An audit in numbers. Memory in bytes, time in seconds."""
+    """An audit in numbers. Memory in bytes, time in seconds; what images need is in neither."""
 
     guards: int
     items: int
     tokens: int
+    images: int
     parameters: int
     dtype: str
     device: str
@@ -77,6 +80,7 @@ def estimate(
         guards=guards,
         items=len(items),
         tokens=tokens,
+        images=sum(len(i.judgement.conversation.images) for i in items),
         parameters=checkpoint.parameters,
         dtype=dtype,
         device=device,
@@ -86,8 +90,9 @@ def estimate(
 
 
 def _length(encoder: Encoder, item: Judgement) -> int:
+    turns = tuple(replace(turn, images=()) for turn in item.conversation.turns)
     try:
-        return len(encoder.encode(item).ids)
+        return len(encoder.encode(replace(item, conversation=Conversation(turns))).ids)
     except ConfigError:  # it cannot be made to fit, and will be unscored
         return 0
 

@@ -103,7 +103,7 @@ def load_guard(
     - `any:NAME?option=value`, a guard of any-guardrail (see guards/bridge.py);
     - the folder of a linear guard.
 
-    Of these, dtype, device and token_budget say nothing. A server's file is opened only where it is named itself.
+    Of these, dtype, device, token_budget and images say nothing. A server's file is opened only where it is named.
 
     Raises:
         ResourceError, ModelError, ConfigError, RunError: naming what is wrong and the remedy.

@@ -67,7 +67,7 @@ def load_suite(
         prefix = f"{card.files[index].name or plain_stem(path)}-" if len(paths) > 1 else ""
         mapping = card.mapping_of(index)
         for row in _rows(path, mapping):
-            mapped = apply(mapping, row, prefix=prefix) if mapping else _own(row, prefix)
+            mapped = apply(mapping, row, prefix=prefix) if mapping else _own(row, prefix, path.parent)
             if mapped is None:
                 left_out += 1
                 continue
@@ -135,9 +135,10 @@ def _rows(path: Path, mapping: Mapping | None) -> Iterator[RawRow]:
     )
 
 
-def _own(row: RawRow, prefix: str) -> Mapped:
+def _own(row: RawRow, prefix: str, folder: Path) -> Mapped:
     try:
         example = Example.from_row(row.fields)
     except DataError as e:
         raise DataError(f"{row.where}: {e.problem}", remedy=e.remedy) from e
-    return Mapped(replace(example, id=prefix + example.id), None)
+    conversation = example.conversation.anchored(folder)
+    return Mapped(replace(example, id=prefix + example.id, conversation=conversation), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 
 from guardkeel.conversation import SIDES, Conversation, Example, Label, Side, Turn
@@ -12,7 +13,9 @@ from guardkeel.errors import DataError
 from guardkeel.evaluation.suites.card import SuiteCard
 from guardkeel.evaluation.suites.splits import SPLITS, Member, Split, assign
 from guardkeel.guards.base import Judgement
+from guardkeel.images import Image
 from guardkeel.records import value_digest
+from guardkeel.resources import digest
 
 PROMPT_WORDS = 5
 """A reply's prompt counts as a shared text only from this many words on ("hi" is nobody's text)."""
@@ -48,8 +51,9 @@ class Suite:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the examples as canonical JSON; their order does not matter."""
-        return value_digest(sorted(value_digest(e.to_row()) for e in self.examples))
+        """sha256 over the examples as canonical JSON, images in files by their bytes; their order does not matter."""
+        fixed = (replace(e, conversation=e.conversation.with_images(_by_bytes)) for e in self.examples)
+        return value_digest(sorted(value_digest(e.to_row()) for e in fixed))
 
     @cached_property
     def splits(self) -> Mapping[str, Split]:
@@ -231,3 +235,10 @@ def sides_present(conversation: Conversation) -> set[Side]:
 def last_turn(conversation: Conversation, role: str) -> Turn | None:
     """The last turn of a role."""
     return next((t for t in reversed(conversation.turns) if t.role == role), None)
+
+
+def _by_bytes(image: Image) -> Image:
+    """A picture in a file named by its content; what is no file stays as it is, and is unscored later."""
+    if image.kind != "path" or not Path(image.source).is_file():
+        return image
+    return replace(image, source=f"sha256:{digest(image.source)}")
