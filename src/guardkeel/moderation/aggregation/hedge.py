@@ -62,11 +62,13 @@ class Hedge:
     def update(self, state: Array, losses: Array, awake: Mask, weight: float = 1.0) -> Array:
         """Add the losses; the asleep are charged the mix loss of the awake, which keeps their share."""
         lost, squares = state[..., :-1], state[..., -1]
-        rate = self._rate(squares, awake.size)
-        w = normalised(-rate[..., None] * lost, awake)
-        scaled = weight * losses
+        charged = weight * losses
+        if not awake.all():
+            rate = self._rate(squares, awake.size)
+            w = normalised(-rate[..., None] * lost, awake)
+            charged = np.where(awake, charged, mix_loss(w, charged, rate)[..., None])
         new = state.copy()
-        new[..., :-1] += np.where(awake, scaled, mix_loss(w, scaled, rate)[..., None])
+        new[..., :-1] += charged
         new[..., -1] += weight * weight
         return new
 
