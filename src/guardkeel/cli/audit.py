@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from guardkeel.cli.options import AsJson, Changes, ConfigFile, Report, RunFolder
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ def audit(
             help="A suite's name (see guardkeel suites), JSONL file or card. Repeat for several.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run directory; an unfinished one is resumed.")
-    ] = None,
+    out: RunFolder = None,
     policy: Annotated[
         Path | None, typer.Option(help="Gate policy (TOML). Default: the one that ships.")
     ] = None,
@@ -88,16 +87,13 @@ def audit(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of folds, bootstraps and nulls.")] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help="Never use the network.")] = None,
-    config: Annotated[Path | None, typer.Option(help="All of this as TOML; options override it.")] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration."),
-    ] = None,
+    config: ConfigFile = None,
+    changes: Changes = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print plan, memory and time; run nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
-    html: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
+    as_json: AsJson = False,
+    html: Report = True,
 ) -> None:
     """Judge labelled conversations with a guard before and after fine-tuning, and say what changed.
 

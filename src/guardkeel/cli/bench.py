@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guardkeel.cli.audit import duration
+from guardkeel.cli.options import Report
 from guardkeel.cli.terminal import Progress as Watch
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 
@@ -54,7 +55,7 @@ def collapse(
     ] = False,
     offline: Annotated[bool | None, typer.Option("--offline", help="Never use the network.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Table and paths as JSON on stdout.")] = False,
-    html: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
+    html: Report = True,
 ) -> None:
     """Fine-tune a guard on harmless data under every method, audit each result, and say what kept its safety.
 

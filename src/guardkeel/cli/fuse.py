@@ -19,6 +19,7 @@ from guardkeel.cli.audit import EXIT_CODES, duration, show
 from guardkeel.cli.audit import run as run_audit
 from guardkeel.cli.fields import named_files, says
 from guardkeel.cli.group import OWN, OwnForm
+from guardkeel.cli.options import AsJson, RunFolder
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 from guardkeel.fusion.config import DEFAULT_METHOD, HOW, FuseConfig
 
@@ -92,9 +93,7 @@ def fuse(
             help="Override one key of the configuration, as in options.interpolation.alpha=0.5.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run directory; an unfinished one is resumed.")
-    ] = None,
+    out: RunFolder = None,
     audited: Annotated[
         bool, typer.Option("--audit", help="Audit the fused guard then; the exit code is the gate's.")
     ] = False,
@@ -108,7 +107,7 @@ def fuse(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be read, held and written; run nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
+    as_json: AsJson = False,
     list_methods: Annotated[
         bool, typer.Option("--list-methods", help="Print what --method takes, with the settings.")
     ] = False,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guardkeel.cli.fields import says
+from guardkeel.cli.options import AsJson, Changes, ConfigFile, RunFolder
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 from guardkeel.fusion.somf.config import MaskConfig
 
@@ -60,16 +61,11 @@ def mask(
     dtype: Annotated[str | None, typer.Option(help=_says("dtype", "number format "))] = None,
     device: Annotated[str | None, typer.Option(help=_says("device", "where it runs: "))] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help=_says("offline"))] = None,
-    config: Annotated[Path | None, typer.Option(help="All of this as TOML; options override it.")] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run directory; an unfinished one is resumed.")
-    ] = None,
+    config: ConfigFile = None,
+    changes: Changes = None,
+    out: RunFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the memory plan; learn nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Learn which part of a fine-tuning may stay: a safety mask over the change (SOMF).
 

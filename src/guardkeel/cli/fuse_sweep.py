@@ -12,6 +12,7 @@ import typer
 
 from guardkeel.cli.audit import EXIT_CODES, duration
 from guardkeel.cli.fields import named_files, says
+from guardkeel.cli.options import AsJson, Report, RunFolder
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 from guardkeel.fusion.sweep.config import SweepConfig
 
@@ -84,17 +85,15 @@ def sweep(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as in seeds=[0,1,2,3,4]."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run directory; an unfinished one is resumed.")
-    ] = None,
+    out: RunFolder = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the points, with time and memory; run nothing.")
     ] = False,
     print_grid: Annotated[
         bool, typer.Option("--print-grid", help="Print the grid that ships, to start your own from.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
-    html: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
+    as_json: AsJson = False,
+    html: Report = True,
 ) -> None:
     """Try many repairs of a damaged guard, show what each trades, and confirm the one that a rule chooses.
 

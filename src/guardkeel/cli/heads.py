@@ -12,6 +12,7 @@ import typer
 
 from guardkeel.cli.audit import duration
 from guardkeel.cli.fields import says
+from guardkeel.cli.options import AsJson, Report, RunFolder
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 from guardkeel.heads.config import HeadsConfig
 
@@ -71,14 +72,12 @@ def heads(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as in max_tokens=512."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run directory; an unfinished one is resumed.")
-    ] = None,
+    out: RunFolder = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes, in memory and time; sweep nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
-    html: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
+    as_json: AsJson = False,
+    html: Report = True,
 ) -> None:
     """Which attention heads carry a guard's verdict: ablate every head once, exactly, and see what moves.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guardkeel.cli.audit import duration
+from guardkeel.cli.options import AsJson, Changes, Report, RunFolder
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 
 if TYPE_CHECKING:
@@ -44,17 +45,12 @@ def leaderboard(
             help="A suite's name (see guardkeel suites), JSONL file or card. Repeat for several.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run directory; an unfinished one is resumed.")
-    ] = None,
+    out: RunFolder = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", "-c", help="Guards, suites and settings as TOML; options override it."),
     ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration."),
-    ] = None,
+    changes: Changes = None,
     limit: Annotated[
         int | None, typer.Option(help="Most items of each suite and split, for a quick look.")
     ] = None,
@@ -80,8 +76,8 @@ def leaderboard(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print items, guards and time; run nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
-    html: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
+    as_json: AsJson = False,
+    html: Report = True,
 ) -> None:
     """Judge labelled conversations with several guards, and put them into one table.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guardkeel.cli.group import OWN, OwnForm
+from guardkeel.cli.options import AsJson
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def calibrate(
     ] = "platt",
     limit: Annotated[int | None, typer.Option(help="Most items.")] = None,
     changes: _Set = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fit each expert's calibration on the calibrate split of labelled suites.
 

@@ -12,6 +12,7 @@ import typer
 
 from guardkeel.cli.audit import duration
 from guardkeel.cli.fields import says
+from guardkeel.cli.options import AsJson, ConfigFile, RunFolder
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 from guardkeel.tuning.guard_training.config import TrainConfig
 
@@ -71,18 +72,16 @@ def train_guard(
     dtype: Annotated[str | None, typer.Option(help=_says("dtype"))] = None,
     device: Annotated[str | None, typer.Option(help=_says("device"))] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help=_says("offline"))] = None,
-    config: Annotated[Path | None, typer.Option(help="All of this as TOML; options override it.")] = None,
+    config: ConfigFile = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as in varied=0.3. Repeat."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run directory; an unfinished one is resumed.")
-    ] = None,
+    out: RunFolder = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print plan, memory and time; run nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a guard from curated data: any language model or classifier becomes one, a guard becomes a better one.
 

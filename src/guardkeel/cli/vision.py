@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guardkeel.cli.fields import says
+from guardkeel.cli.options import AsJson, Changes, ConfigFile, RunFolder
 from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
 from guardkeel.vision.adapt.config import AdaptConfig
 from guardkeel.vision.mis.config import MisConfig
@@ -20,14 +21,6 @@ if TYPE_CHECKING:
     from guardkeel.vision.mis.run import MisResults
 
 _adapts, _mis = says(AdaptConfig), says(MisConfig)
-
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; an unfinished one is resumed.")]
-Config = Annotated[Path | None, typer.Option(help="All of this as TOML; options override it.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -61,9 +54,9 @@ def adapt(
     seed: Annotated[int | None, typer.Option(help=_adapts("seed"))] = None,
     device: Annotated[str | None, typer.Option(help=_adapts("device", "where it runs: "))] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help=_adapts("offline"))] = None,
-    config: Config = None,
+    config: ConfigFile = None,
     changes: Changes = None,
-    out: Out = None,
+    out: RunFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Give a language model eyes, and measure its safety before, along the way, at the end and merged back.
@@ -116,9 +109,9 @@ def mis(
     ] = "OPENAI_API_KEY",
     seed: Annotated[int | None, typer.Option(help=_mis("seed"))] = None,
     device: Annotated[str | None, typer.Option(help=_mis("device", "where it runs: "))] = None,
-    config: Config = None,
+    config: ConfigFile = None,
     changes: Changes = None,
-    out: Out = None,
+    out: RunFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge a model that sees on requests of two pictures, teach it, and judge it again.
