@@ -121,6 +121,24 @@ def test_training_takes_sixteen_bytes_and_three_passes():
     )
 
 
+def test_what_is_read_before_the_first_step_is_planned():
+    shape = presets()["8B"]
+    taken = {
+        name: tune(
+            shape,
+            on(),
+            config(steps=10, batch=8, method=name, guard_items=80),
+            name="8B",
+            dtype="bfloat16",
+            rows=100,
+        )
+        for name in ("plain", "kl", "fwssr", "fwssr+kl")
+    }
+    once = shape.forward(10 * (550 + 8 * 60), 580) / (0.4 * 989e12)
+    prepared = {name: plan.seconds["prepare"] / once for name, plan in taken.items()}
+    assert prepared == pytest.approx({"plain": 0, "kl": 1, "fwssr": 2, "fwssr+kl": 3})
+
+
 def test_what_does_not_fit_is_cut_up_among_devices():
     alone = tune(presets()["70B"], on(), config(checkpointing=True), name="70B", dtype="bfloat16", rows=100)
     eight = tune(

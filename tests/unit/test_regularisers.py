@@ -61,6 +61,36 @@ def test_gradient_equals_finite_differences(name, kind, moved_first):
     same(found, wanted, rtol=1e-5, atol=1e-7)
 
 
+class Watched(ToyProbes):
+    """Counts the probes that are looked at, and those of which a gradient is taken."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.forward, self.backward = {}, {}
+
+    def look(self, picks, **options):
+        found = super().look(picks, **options)
+        number, size = self.looks, len(picks)
+        self.forward[number] = size
+        for shown in (*found.hidden.values(), found.logits):
+            if shown is not None and shown.requires_grad:
+                shown.register_hook(lambda gradient: self.backward.update({number: size}))
+        return found
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, m in METHODS.items() if not m.posthoc and not n.startswith("heads")]
+)
+def test_a_method_says_how_often_it_reads_the_probes_before_the_first_step(name):
+    probes = Watched(make("lora"))
+    regulariser = build(name)
+    if "unaligned" in getattr(regulariser, "needs", ()):
+        regulariser.alignment = directions(probes)
+    regulariser.prepare(probes)
+    read = sum(probes.forward.values()) + sum(probes.backward.values())
+    assert read == regulariser.passes * len(probes)
+
+
 @pytest.mark.parametrize("moved_first", [False, True])
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("name", ANCHORED)

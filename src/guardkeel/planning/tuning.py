@@ -28,12 +28,11 @@ from guardkeel.tuning.check import check
 from guardkeel.tuning.config import TuneConfig
 from guardkeel.tuning.estimate import LIBRARIES, activations, passes
 from guardkeel.tuning.keeper import acts, parts
-from guardkeel.tuning.regularisers.fwssr import FWSSR
 
 _TRAINED = 16.0
 _AUTO_SUITES = 5
 _CHUNK = 8
-"""Probes whose gradients FW-SSR takes at once before the first step."""
+"""Probes that are looked at together before the first step."""
 
 
 def tune(
@@ -65,27 +64,26 @@ def tune(
     learned = max(1, round(rows * (1 - config.held_out)))
     steps = config.steps or max(1, round(config.epochs * learned / (config.batch * config.accumulation)))
     each = math.ceil(config.batch / n) + looks * math.ceil(config.guard_batch / n)
-    first = any(
-        isinstance(part, FWSSR) for part in parts(regulariser)
-    )  # gradients of all probes before step 1
     trained = shape.parameters if full else shape.lora(config.rank)
     size = DTYPES[dtype]
 
     def ahead(cut: bool) -> tuple[float, float]:
-        """Tokens that a device reads in a forward with its backward, and in the largest of those before step 1."""
+        """Tokens that a device reads in a forward, of a step and of a chunk of probes before the first."""
         chunk = math.ceil(_CHUNK / n)
         if cut or config.checkpointing:  # every row reads the policy for itself
             whole = texts.policy + texts.tokens
-            return each * whole, first * chunk * whole
-        return texts.policy + each * texts.tokens, first * (texts.policy + chunk * texts.tokens)
+            return each * whole, chunk * whole
+        return texts.policy + each * texts.tokens, texts.policy + chunk * texts.tokens
 
     def held(cut: bool) -> dict[str, float]:
         """Bytes of a device."""
         kept = 1.0 if not cut else 0.0 if config.offload else 1.0 / n
+        step, chunk = ahead(cut)
+        graded = any(part.passes > 1 for part in parts(regulariser))
         found = {
             "weights": 0.0 if full else kept * shape.parameters * size,
             "trained": kept * _TRAINED * trained,
-            "activations": activations(shape, max(ahead(cut)), config.checkpointing),
+            "activations": activations(shape, max(step, chunk * graded), config.checkpointing),
         }
         if cut:
             found["gathered"] = 2.0 * shape.block_parameters * size
@@ -98,9 +96,10 @@ def tune(
     keys = texts.policy / (2 if alone else 1) + texts.tokens / 2
     seen = (1 + -(-steps // config.every)) * (len(config.monitor) > 0)
     items = sum(_AUTO_SUITES if suite == "auto" else 1 for suite in config.monitor) * config.monitor_items
-    read = math.ceil(config.guard_items / _CHUNK) * before + steps * config.accumulation * tokens
+    probes = regulariser.passes * math.ceil(config.guard_items / _CHUNK) * before
     work = {
-        "steps": passes(config) * shape.forward(read, keys),
+        "prepare": shape.forward(probes, keys),
+        "steps": passes(config) * shape.forward(steps * config.accumulation * tokens, keys),
         "monitor": seen * shape.forward(items / (1 if cut else n) * texts.tokens + texts.policy, keys),
     }
     assumed = [
@@ -112,7 +111,8 @@ def tune(
         assumed.append(f"started with torchrun and --sharding fsdp{where}")
     rate = hardware.rate(dtype, training=True)
     # Steps are shared by giving each device its rows; `tokens` are one device's.
-    seconds = {"load": shape.parameters * size / hardware.disk, "steps": work["steps"] / rate}
+    seconds = {"load": shape.parameters * size / hardware.disk}
+    seconds |= {part: work[part] / rate for part in ("prepare", "steps")}
     if seen:
         seconds["monitor"] = work["monitor"] / hardware.rate(dtype)
     if cut and hardware.link:

@@ -37,7 +37,6 @@ from guardkeel.tuning.learner import learner
 from guardkeel.tuning.lessons import Lesson
 from guardkeel.tuning.probes import GuardProbes
 from guardkeel.tuning.ranks import here
-from guardkeel.tuning.regularisers.fwssr import FWSSR
 from guardkeel.tuning.weights import trainable
 
 LIBRARIES = 6e8
@@ -111,11 +110,10 @@ def estimate(
         probes = GuardProbes(
             model, teacher, anchors, batch=config.guard_batch
         )  # refuses guard data of one label
-        if any(
-            isinstance(part, FWSSR) for part in parts(regulariser)
-        ):  # one gradient of every probe before step 1
+        if regulariser.passes:
             sizes = [prefix + len(c) * max(len(anchors[i].prompt_ids) for i in c) for c in probes.chunks()]
-            preparing, widest = sum(sizes), max(sizes)
+            preparing = regulariser.passes * sum(sizes)
+            widest = max(sizes) if any(part.passes > 1 for part in parts(regulariser)) else 0.0
 
     def ahead(size: int) -> float:
         """Tokens of a forward of task and probes, in each of `size` processes."""
@@ -127,9 +125,9 @@ def estimate(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     steps = config.steps or max(1, round(config.epochs * len(lessons) / (config.batch * config.accumulation)))
     seen = _looks(config, gathered, steps)
-    read = preparing + steps * config.accumulation * ahead(ranks.size)
+    read = steps * config.accumulation * ahead(ranks.size)
     scored = seen * len(gathered.monitor) * _mean(anchors) / (1 if ranks.sharded else ranks.size)
-    work = 2.0 * parameters * (read * passes(config) + scored)
+    work = 2.0 * parameters * (preparing + read * passes(config) + scored)
     frozen = parameters - (trained if config.adapter == "full" else 0)
     held, whole = frozen * DTYPES[dtype] + 16.0 * trained, 0.0
     if ranks.sharded:

@@ -113,6 +113,11 @@ class Regulariser:
         self.fixed: dict[str, Tensor] = {}
         self.moving: dict[str, Tensor] = {}
 
+    @property
+    def passes(self) -> int:
+        """How often `prepare` goes through the weights with every probe: once forward, twice with gradients."""
+        return 0
+
     def prepare(self, probes: Probes) -> None:
         """Look at the reference, once, before training. Not called when `fixed` was restored."""
 

@@ -81,6 +81,11 @@ class EWC(base.Regulariser):
     settings: EWCSettings
     _last: Tensor | None = None
 
+    @property
+    def passes(self) -> int:
+        """A gradient of every sample; probes beyond `samples` are not looked at."""
+        return 2 * (self.settings.strength > 0)
+
     def prepare(self, probes: base.Probes) -> None:
         """Measure the importance and keep θ₀."""
         if not self.settings.strength:

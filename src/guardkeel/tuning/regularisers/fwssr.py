@@ -148,6 +148,11 @@ class FWSSR(Regulariser):
         """The monitored blocks of a model of this depth, counted from 1."""
         return sorted({max(1, int(share * depth)) for share in self.settings.depths})
 
+    @property
+    def passes(self) -> int:
+        """The reference's forward; Fisher weights are made of gradients."""
+        return 1 + (self.settings.weights == "fisher")
+
     def prepare(self, probes: Probes) -> None:
         """Fit bases and scales at θ₀ on all probes, and store where the probes are."""
         layers, chunks = self.layers(probes.depth), probes.chunks()

@@ -86,6 +86,11 @@ class KL(base.Regulariser):
     settings: KLSettings
     _last: Tensor | None = None
 
+    @property
+    def passes(self) -> int:
+        """The reference's forward."""
+        return int(self.settings.strength > 0)
+
     def prepare(self, probes: base.Probes) -> None:
         """Keep the reference's log-probabilities."""
         if self.settings.strength:

@@ -60,6 +60,11 @@ class SafeGrad(base.Regulariser):
     settings: SafeGradSettings
     _cosine: float | None = None
 
+    @property
+    def passes(self) -> int:
+        """The reference's forward."""
+        return int(self.settings.strength > 0)
+
     def prepare(self, probes: base.Probes) -> None:
         """Keep the reference's log-probabilities."""
         if self.settings.strength:

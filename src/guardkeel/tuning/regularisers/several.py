@@ -52,6 +52,11 @@ class Several(Regulariser):
         self.fixed = {f"{i}.{key}": t for i, part in enumerate(parts) for key, t in part.fixed.items()}
         self.moving = {f"{i}.{key}": t for i, part in enumerate(parts) for key, t in part.moving.items()}
 
+    @property
+    def passes(self) -> int:
+        """Those of all parts."""
+        return sum(part.passes for part in self.parts.values())
+
     def prepare(self, probes: Probes) -> None:
         """Prepare every part."""
         with self._shares() as parts:
