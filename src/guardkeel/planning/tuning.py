@@ -112,7 +112,7 @@ def tune(
     rate = hardware.rate(dtype, training=True)
     # Steps are shared by giving each device its rows; `tokens` are one device's.
     seconds = {"load": shape.parameters * size / hardware.disk}
-    seconds |= {part: work[part] / rate for part in ("prepare", "steps")}
+    seconds |= {part: work[part] / rate for part in ("prepare", "steps") if work[part]}
     if seen:
         seconds["monitor"] = work["monitor"] / hardware.rate(dtype)
     if cut and hardware.link:
