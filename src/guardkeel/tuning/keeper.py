@@ -143,6 +143,21 @@ def last_checkpoint(home: Path) -> Path | None:
     return max(whole, key=step_of, default=None)
 
 
+def resumed(home: Path) -> str | None:
+    """The checkpoint that a run goes on from; those that were not written whole are dropped."""
+    last = last_checkpoint(home)
+    for broken in set(home.glob("checkpoint-*")) - {last}:
+        shutil.rmtree(broken)
+    return str(last) if last else None
+
+
+def ended(home: Path, *, keep: bool = False) -> None:
+    """Drop what only an unfinished run needs; with `keep` its checkpoints stay."""
+    for leftover in () if keep else home.glob("checkpoint-*"):
+        shutil.rmtree(leftover)
+    (home / "plan.json").unlink(missing_ok=True)
+
+
 def step_of(checkpoint: Path) -> int:
     """The optimiser step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])

@@ -41,7 +41,7 @@ from guardkeel.tuning.check import check
 from guardkeel.tuning.config import WHERE, TuneConfig, read_config
 from guardkeel.tuning.fitting import fitted
 from guardkeel.tuning.gather import Gathered, encoded, gather
-from guardkeel.tuning.keeper import FIXED, acts, last_checkpoint, parts, step_of
+from guardkeel.tuning.keeper import FIXED, acts, ended, last_checkpoint, parts, step_of
 from guardkeel.tuning.learned import measure
 from guardkeel.tuning.learner import learner as learner_of
 from guardkeel.tuning.log import LOG
@@ -220,10 +220,7 @@ def run(
         command=command,
         ranks=ranks,
     )
-    for leftover in folder.glob("checkpoint-*"):
-        if not config.keep_checkpoints:
-            shutil.rmtree(leftover)
-    (folder / "plan.json").unlink(missing_ok=True)
+    ended(folder, keep=config.keep_checkpoints)
     return results
 
 

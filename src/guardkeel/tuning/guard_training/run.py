@@ -8,7 +8,6 @@ resume and the methods are those of `guardkeel tune`.
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from guardkeel.tuning.guard_training.results import TrainResults
 from guardkeel.tuning.guard_training.rows import Watch
 from guardkeel.tuning.guard_training.syllabus import PolicyLearner, PolicyTrainer
 from guardkeel.tuning.guard_training.teaching import OnPoint, monitor_of, probes_of, taught
-from guardkeel.tuning.keeper import FIXED, acts, last_checkpoint, parts
+from guardkeel.tuning.keeper import FIXED, acts, ended, last_checkpoint, parts
 from guardkeel.tuning.log import LOG
 from guardkeel.tuning.monitor import REFERENCE
 from guardkeel.tuning.points import POINTS
@@ -158,10 +157,7 @@ def run(
             results=results.model_dump(mode="json"),
         ),
     )
-    for leftover in folder.glob("checkpoint-*"):
-        if not config.keep_checkpoints:
-            shutil.rmtree(leftover)
-    (folder / "plan.json").unlink(missing_ok=True)
+    ended(folder, keep=config.keep_checkpoints)
     return results
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -42,7 +41,7 @@ from guardkeel.models.towers import language_tower, vision_parameters
 from guardkeel.records import RunRecord, claim, toml_text, value_digest, write_record, write_text
 from guardkeel.tuning.data import read_data
 from guardkeel.tuning.gather import balanced
-from guardkeel.tuning.keeper import FIXED, acts, last_checkpoint
+from guardkeel.tuning.keeper import FIXED, acts, ended, last_checkpoint, resumed
 from guardkeel.tuning.learner import CausalLearner
 from guardkeel.tuning.lessons import guard_lessons
 from guardkeel.tuning.log import LOG, StepLog
@@ -151,10 +150,7 @@ def run(
             on_look(found)
 
     trainer, log, notes = _trainer(config, folder, guard, learned, targets, look, watch)
-    resume = last_checkpoint(folder)
-    for broken in set(folder.glob("checkpoint-*")) - {resume}:
-        shutil.rmtree(broken)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train(resume_from_checkpoint=resumed(folder))
     seen = sorted({0, *range(config.every, config.steps, config.every), config.steps})
     looks = [looker.look(step) for step in seen]
     merged = _merge(config, path, tower, looker, looks[-1], on_look)
@@ -188,10 +184,8 @@ def run(
             results=results.model_dump(mode="json"),
         ),
     )
-    for leftover in folder.glob("checkpoint-*"):
-        shutil.rmtree(leftover)
     (folder / FIXED).unlink(missing_ok=True)
-    (folder / "plan.json").unlink(missing_ok=True)
+    ended(folder)
     guard.sight.close()
     return results
 

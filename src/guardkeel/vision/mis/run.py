@@ -11,7 +11,6 @@ compared with the paper's numbers.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -37,7 +36,7 @@ from guardkeel.records import (
     write_record,
     write_text,
 )
-from guardkeel.tuning.keeper import last_checkpoint
+from guardkeel.tuning.keeper import ended, last_checkpoint, resumed
 from guardkeel.tuning.learner import CausalLearner
 from guardkeel.tuning.log import LOG, StepLog
 from guardkeel.tuning.order import schedule
@@ -147,9 +146,7 @@ def run(
             results=results.model_dump(mode="json"),
         ),
     )
-    for leftover in folder.glob("checkpoint-*"):
-        shutil.rmtree(leftover)
-    (folder / "plan.json").unlink(missing_ok=True)
+    ended(folder)
     guard.sight.close()
     return results
 
@@ -204,10 +201,7 @@ def _teach(config: MisConfig, folder: Path, guard: VisionGuard, hazards: Sequenc
     told = f"teach ({config.labels})"
     log = StepLog(folder, trainer.facts, lambda step: watch(told, step, config.steps), every=config.every)
     trainer.add_callback(log)
-    resume = last_checkpoint(folder)
-    for broken in set(folder.glob("checkpoint-*")) - {resume}:
-        shutil.rmtree(broken)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train(resume_from_checkpoint=resumed(folder))
 
 
 def _keep(config: MisConfig, guard: VisionGuard, start: Path, folder: Path) -> None:
