@@ -21,6 +21,7 @@ from guardkeel.dossier.registering import example, read_file, read_tables, taxon
 from guardkeel.errors import ConfigError, DataError, EvidenceError
 from guardkeel.evaluation.imports import Reading
 from guardkeel.evaluation.runs import read_audit
+from guardkeel.guards.kinds import other_digest
 from guardkeel.records import RunRecord, read_record, value_digest, write_record
 from run_directories import write_run
 
@@ -234,6 +235,18 @@ def test_records_files_fill_in_digests_and_fingerprints(plain, tmp_path):
     (tmp_path / "w" / "model.safetensors").write_bytes(b"y")
     again = next(r for r in read_file(tmp_path / "r.toml", plain.state, plain.now) if r.id == "m")
     assert again.fingerprint != made["m"].fingerprint
+
+
+def test_guards_that_are_no_folders_have_the_digest_that_audits_give_them(plain, tmp_path):
+    (tmp_path / "guard.toml").write_text(
+        'url = "http://localhost:1"\napi = "completions"\nmodel = "m"\nfamily = "llama-guard-3"\ntokenizer = "tokens"\n'
+    )
+    (tmp_path / "r.toml").write_text(
+        '[[model]]\nid = "served"\npath = "guard.toml"\n[[model]]\nid = "listed"\npath = "rules"\n'
+    )
+    served, listed = read_file(tmp_path / "r.toml", plain.state, plain.now)
+    assert served.digest == other_digest("server", str(tmp_path / "guard.toml")) and served.location == ""
+    assert listed.digest == other_digest("rules", "rules") and listed.location.endswith(".toml")
 
 
 def test_records_files_are_read_strictly(plain, tmp_path):

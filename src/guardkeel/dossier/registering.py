@@ -38,8 +38,7 @@ from guardkeel.dossier.kinds import KINDS, Finding, Model, Record, parse
 from guardkeel.dossier.state import State
 from guardkeel.errors import ConfigError, DataError
 from guardkeel.records import file_digest
-from guardkeel.resources import Progress, resolve
-from guardkeel.resources import digest as digest_of
+from guardkeel.resources import Progress
 
 FINGERPRINTED = frozenset(k for k, c in KINDS.items() if "fingerprint" in c.model_fields)
 ASSESSED_FOR = timedelta(days=180)
@@ -116,14 +115,16 @@ def _filled(
 
 
 def _weights(said: dict[str, Any], reference: str, folder: Path, progress: Progress | None) -> None:
-    """Digest, place and operating point of a model's weights."""
-    from guardkeel.guards.embedded import NAME, SETTINGS, keel_path
-    from guardkeel.guards.load import guard_settings
+    """Digest, as audits and services have it, place and operating point of a model's weights."""
+    from guardkeel.guards.embedded import SETTINGS
+    from guardkeel.guards.kinds import kind_of
+    from guardkeel.guards.load import guard_digest, guard_path, guard_settings
 
-    place = folder / reference
-    if not place.exists():
-        place = keel_path(progress) if reference == NAME else resolve(reference, progress=progress)
-    said.setdefault("digest", digest_of(place))
+    named = str(folder / reference) if (folder / reference).exists() else reference
+    said.setdefault("digest", guard_digest(named, progress=progress))
+    if kind_of(named, progress=progress) in ("server", "bridge"):
+        return  # it runs elsewhere
+    place = guard_path(named, progress=progress)
     said.setdefault("location", str(place.resolve()))
     if (place / SETTINGS).is_file():
         said.setdefault("threshold", guard_settings(place, place).threshold)
