@@ -202,10 +202,8 @@ def unquoted(reason: str) -> str:
 
 
 def _loaded(config: ServeConfig, index: int, progress: Progress | None) -> tuple[Guard, str]:
-    from guardkeel.guards.load import (
-        guard_digest,
-        load_guard,
-    )  # torch; a service of servers alone is there before it is
+    # torch; a service of servers alone is there before it is
+    from guardkeel.guards.load import guard_digest, load_guard
 
     said = config.experts[index]
     reference = config.reference(said.guard)
