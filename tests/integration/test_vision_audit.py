@@ -12,6 +12,7 @@ pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
 from guardkeel import audit
 from guardkeel.conversation import Conversation, Example, write_jsonl
+from guardkeel.errors import ConfigError
 from guardkeel.evaluation.suites import load_suite
 from guardkeel.images import Image
 from guardkeel.report import write_report
@@ -42,13 +43,13 @@ def seeing(harbour, tmp_path):
     return str(build_llava(str(harbour.guard), tmp_path / "llava", shape=VisionShape(**SHAPE)))
 
 
-def settings(suite, **more):
+def settings(suite):
     return {
         "suites": [str(suite / "suite.jsonl")],
         "dtype": "float32",
         "geometry_items": 20,
         "draws": 19,
-    } | more
+    }
 
 
 def test_pictures_are_judged_where_they_are_asked_for(pictured, seeing, tmp_path):
@@ -73,6 +74,11 @@ def test_a_suite_is_known_by_its_pictures_not_by_where_they_lie(pictured, tmp_pa
     assert load_suite(str(tmp_path / "elsewhere" / "suite.jsonl")).digest == before
     shutil.copy(pictured / "1.png", pictured / "0.png")
     assert load_suite(str(pictured / "suite.jsonl")).digest != before
+
+
+def test_vllm_is_not_asked_for_what_it_would_not_see(pictured, seeing, tmp_path):
+    with pytest.raises(ConfigError, match="judge images are not run in vLLM"):
+        audit(seeing, images=True, engine="vllm", geometry=False, out=tmp_path / "run", **settings(pictured))
 
 
 def test_a_plan_says_what_it_does_not_count(pictured, seeing, cli):

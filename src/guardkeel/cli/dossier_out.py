@@ -94,16 +94,9 @@ def _row(seen: Any) -> list[str]:
 
     interval = "" if seen.low is None else f" [{seen.low:.3f}, {seen.high:.3f}]"
     estimate = "–" if seen.estimate is None else f"{seen.estimate:.3f}{interval}"
-    word = ", ".join(
-        (["[red]changed[/]"] if seen.changed else []) + ([literal(seen.why)] if seen.why else [])
-    )
-    return [
-        literal(seen.stream),
-        f"{seen.n:,}",
-        estimate,
-        f"{math.exp(min(seen.log_e, 700)):.3g}",
-        word or "as it was",
-    ]
+    words = filter(None, ("[red]changed[/]" if seen.changed else "", literal(seen.why)))
+    word = ", ".join(words) or "as it was"
+    return [literal(seen.stream), f"{seen.n:,}", estimate, f"{math.exp(min(seen.log_e, 700)):.3g}", word]
 
 
 def export(
