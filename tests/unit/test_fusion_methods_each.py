@@ -161,8 +161,10 @@ def nearly_all_kinds():
     tiny = one(40, 25) * 1e-41  # below the smallest normal number
     spiky = one(40, 25) ** 9
     zeros = torch.where(torch.rand(40, 25, generator=dice()) < 0.9, 0, one(40, 25))
-    return {"normal": one(40, 25), "coarse": coarse, "tiny": tiny, "spiky": spiky, "zeros": zeros,
-            "all zero": torch.zeros(40, 25), "alike": torch.full((40, 25), -0.5),
+    misleading = one(40, 25)
+    misleading.view(-1)[::50] *= 1e6  # the first of each block, which alone is in the sample
+    return {"normal": one(40, 25), "misleading": misleading, "coarse": coarse, "tiny": tiny,
+            "spiky": spiky, "zeros": zeros, "all zero": torch.zeros(40, 25), "alike": torch.full((40, 25), -0.5),
             "signed zeros": torch.full((40, 25), -0.0), "large": one(40, 25) * 1e38}  # fmt: skip
 
 

@@ -137,6 +137,22 @@ def test_a_full_disk_is_known_before_the_work(out, monkeypatch):
     assert list(out.parent.iterdir()) == []
 
 
+def test_what_is_written_goes_to_the_disk_meanwhile_and_its_errors_are_told(out, monkeypatch):
+    synced = []
+
+    def broken(path):
+        synced.append(path.name)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(writing, "_SYNC", 4)
+    monkeypatch.setattr(writing, "_sync", broken)
+    with pytest.raises(RunError, match="Input/output error"), Writer(out, SHARDS, "run") as w:
+        w.write("c", 0, memoryview(b"cc"))
+        w.write("a", 0, memoryview(b"aaaa"))
+        w.publish()
+    assert synced == ["one.safetensors"] and list(out.parent.iterdir()) == []
+
+
 def test_file_systems_that_cannot_reserve_are_written_all_the_same(out, monkeypatch):
     def cannot(*_):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from guardkeel.resources import (
     resolve,
 )
 from guardkeel.resources import digests as digests_module
+from guardkeel.resources.digests import digest_ahead
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +118,26 @@ def test_file_digest_is_remembered_until_the_file_changes(tmp_path, monkeypatch)
     note.write_text("{not json")
     assert remembered(path, "digests", compute) == file_digest(path)
     assert len(calls) == 3
+
+
+def test_what_is_digested_ahead_is_waited_for_and_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests_module, "REMEMBER_BYTES", 4)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"hello")
+    begun, go_on, read = threading.Event(), threading.Event(), []
+
+    def slow(p):
+        read.append(p)
+        begun.set()
+        assert go_on.wait(60)
+        return file_digest(p)
+
+    monkeypatch.setattr(digests_module, "file_digest", slow)
+    digest_ahead([tmp_path / "not there", path])
+    assert begun.wait(60)
+    threading.Timer(0.05, go_on.set).start()
+    assert digest(path) == file_digest(path)
+    assert len(read) == 1
 
 
 def test_folder_digest(tmp_path):

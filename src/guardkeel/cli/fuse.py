@@ -20,7 +20,7 @@ from guardkeel.cli.audit import run as run_audit
 from guardkeel.cli.fields import named_files, says
 from guardkeel.cli.group import OWN, OwnForm
 from guardkeel.cli.options import AsJson, RunFolder
-from guardkeel.cli.terminal import emit, hush, literal, progress, say, table
+from guardkeel.cli.terminal import emit, hush, literal, progress, say, table, uncollected
 from guardkeel.fusion.config import DEFAULT_METHOD, HOW, FuseConfig
 
 if TYPE_CHECKING:
@@ -200,8 +200,13 @@ def fuse(
 
 def run(config: FuseConfig, folder: Path, *, audited: bool = False, quiet: bool = False) -> FuseResults:
     """Run, resume, or with an audit to come take up, a fuse."""
-    from guardkeel.fusion.run import run as run_fuse
-    from guardkeel.fusion.run import taken_up
+    from guardkeel.resources.digests import digest_ahead
+
+    named = [Path(m) for m in (config.reference, *config.candidates, config.unaligned) if m]
+    digest_ahead([folder for folder in named if (folder / "config.json").is_file()])
+    with uncollected():
+        from guardkeel.fusion.run import run as run_fuse
+        from guardkeel.fusion.run import taken_up
 
     command = ["guardkeel", *sys.argv[1:]]
     with progress(quiet) as watch:

@@ -18,6 +18,7 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from torch import Tensor
@@ -33,6 +34,7 @@ JOURNAL = "journal.jsonl"
 INDEX = "model.safetensors.index.json"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _FLAGS = os.O_RDWR | os.O_CREAT
+_SYNC = 2**27  # bytes
 
 
 class Shards:
@@ -110,6 +112,19 @@ class Writer(Shards):
         self.out = out.absolute()
         super().__init__(self.out.parent / f".{self.out.name}.unfinished", shards)
         self._said = {"identity": identity, "boot": _boot()}
+        self._file = {name: self.folder / shard.file for shard in shards for name in shard.places}
+        self._waiting = 0
+        self._syncs: list[Future[None]] = []
+
+    def write(self, name: str, at: int, data: Tensor | memoryview) -> None:
+        """As in Shards; from time to time what was written goes to the disk, while more is made."""
+        super().write(name, at, data)
+        with self._mutex:
+            self._waiting += data.nbytes
+            if self._waiting < _SYNC:
+                return
+            self._waiting = 0
+            self._syncs.append(self._syncing.submit(_sync, self._file[name]))
 
     def __enter__(self) -> Writer:
         self._stack.enter_context(lock(self.out))
@@ -119,6 +134,7 @@ class Writer(Shards):
                     f"{self.out}: is there already", remedy="choose another --out, or delete it"
                 )
             self._open()
+            self._syncing = self._stack.enter_context(ThreadPoolExecutor(1, "sync"))
         except BaseException:
             self._close()
             raise
@@ -146,6 +162,8 @@ class Writer(Shards):
                 where = {name: shard.file for shard in self.shards for name in shard.places}
                 total = sum(shard.size - len(shard.header) for shard in self.shards)
                 write_json(self.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+            for sync in self._syncs:
+                sync.result()
             for path in (*self.folder.rglob("*"), self.folder):
                 _sync(path)
             self.folder.chmod(0o755)

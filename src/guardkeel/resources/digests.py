@@ -7,7 +7,9 @@ import fnmatch
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from guardkeel.errors import PinError, ResourceError
@@ -22,6 +24,7 @@ CONTENT = (
 tokenizers and data in formats that cannot run code."""
 
 REMEMBER_BYTES = 1024**2
+_busy: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 
 
 def content_files(folder: Path) -> list[Path]:
@@ -45,13 +48,14 @@ def remembered(path: Path, what: str, compute: Callable[[Path], str]) -> str:
         return compute(path)
     key = [str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     note = cache_dir() / what / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        known = json.loads(note.read_bytes())
-        if known["key"] == key:
-            return str(known["value"])
-    value = compute(path)
-    with contextlib.suppress(OSError):  # a read-only cache costs time, nothing else
-        write_json(note, {"key": key, "value": value})
+    with _busy[note]:  # who comes second finds the note of who came first
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            known = json.loads(note.read_bytes())
+            if known["key"] == key:
+                return str(known["value"])
+        value = compute(path)
+        with contextlib.suppress(OSError):  # a read-only cache costs time, nothing else
+            write_json(note, {"key": key, "value": value})
     return value
 
 
@@ -80,6 +84,20 @@ def digest(path: str | Path) -> str:
     """sha256 of a file, or of a folder as `folder_digest` has it."""
     path = Path(path)
     return folder_digest(path) if path.is_dir() else remembered_file_digest(path)
+
+
+def digest_ahead(paths: Iterable[Path]) -> None:
+    """Begin to digest, in a thread, what will be asked for soon: `digest` then waits for it, or finds it remembered.
+
+    An error is left to whoever asks.
+    """
+
+    def work() -> None:
+        for path in paths:
+            with contextlib.suppress(OSError, ResourceError):
+                digest(path)
+
+    threading.Thread(target=work, name="digests", daemon=True).start()
 
 
 def check_pin(path: Path, expected: str | None, reference: str) -> None:

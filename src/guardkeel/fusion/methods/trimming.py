@@ -1,7 +1,9 @@
 """Keep the elements of largest magnitude, exactly, without sorting and without holding δ.
 
-Non-negative float32 numbers are ordered as their bits are. A histogram over the upper 16 bits of |δ| finds the bin of
-the k-th largest, a second one over the lower 16 bits of that bin finds its very value: two passes, and 2 MiB for
+Non-negative float32 numbers are ordered as their bits are. One value of 61 says in which bin of the upper 16 bits of
+|δ| the k-th largest is likely to be; a pass over all values counts those above that bin and, by their lower 16 bits,
+those in it, which proves the guess and finds the very value. A wrong guess goes on to the next bin; after two of them
+all upper bits are counted. So it is three passes that do little, seldom more, and beside the sample 2 MiB for
 counting, whatever the size. Of equal magnitudes at the cut the earlier elements (row-major) are kept, so that it is
 just k.
 """
@@ -12,11 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from guardkeel.fusion.methods.streams import Delta
+from guardkeel.fusion.methods.streams import BLOCK, Delta
+
+_STEP = 61  # odd and prime, so that a sample runs through all columns
+_GUESSES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +41,8 @@ class Cut:
 
 def cut(delta: Delta, keep: int) -> Cut:
     """Where the `keep` ≥ 1 largest |δ| end; there are at least that many elements, and none is NaN."""
-    bin_, rest = _bin(_counts(delta, None), keep)
-    lower = _counts(delta, bin_)
-    last, first = _bin(lower, rest)
+    bin_, above, lower = _found(delta, keep)
+    last, first = _bin(lower, keep - above)
     bits = torch.tensor([bin_ << 16 | last, max(bin_ << 16 | last, 1) - 1], dtype=torch.int32)
     least, below = bits.view(torch.float32).tolist()
     return Cut(least, below, first, int(lower[last]))
@@ -64,31 +69,74 @@ def _kept(delta: Delta, end: Cut) -> Iterator[Tensor]:
     left = end.first if end.equal > end.first else None
     for block in delta():
         if left:
-            equal = block.view(-1).abs() == end.least
-            count = int(equal.sum())
-            if count > left:
-                block.view(-1)[equal.nonzero()[left:]] = 0
-            left = max(0, left - count)
+            equal = _equal(block.view(-1).abs(), end.least)
+            block.view(-1)[equal[left:]] = 0
+            left = max(0, left - len(equal))
             yield hardshrink(block, end.below)
         else:
             yield hardshrink(block, end.below if left is None else end.least)
 
 
-def _counts(delta: Delta, bin_: int | None) -> Tensor:
-    """How often each value of the upper bits occurs; with a bin, each value of the lower bits within it."""
-    total = torch.zeros(1 << (15 if bin_ is None else 16), dtype=torch.int64)
+def _found(delta: Delta, keep: int) -> tuple[int, int, Tensor]:
+    """The bin of the keep-th largest, how many values are above it, and how many of each lower half are in it."""
+    sample = torch.cat([block.view(-1)[::_STEP].abs() for block in delta()])
+    bin_, _ = _bin(_uppers(sample), min(len(sample), 1 + keep // _STEP))
+    for _ in range(_GUESSES):
+        above, lower = _within(delta, bin_)
+        if above >= keep:
+            bin_ += 1
+        elif above + int(lower.sum()) < keep:
+            bin_ -= 1
+        else:
+            return bin_, above, lower
+    total = torch.zeros(1 << 15, dtype=torch.int64)
     for block in delta():
-        bits = block.abs_().view(torch.int32).view(-1)
-        upper = bits >> 16
-        picked = upper if bin_ is None else _where(bits, upper == bin_) & 0xFFFF
-        total += torch.bincount(picked, minlength=len(total)).cpu()
-    return total
+        total += _uppers(block.abs_().view(-1))
+    bin_, _ = _bin(total, keep)
+    return bin_, *_within(delta, bin_)
 
 
-def _where(values: Tensor, mask: Tensor) -> Tensor:
-    """values[mask]; of a few values numpy's way takes a third of torch's time."""
-    on_cpu = values.device.type == "cpu"
-    return torch.from_numpy(values.numpy()[mask.numpy()]) if on_cpu else values[mask]
+def _uppers(magnitudes: Tensor) -> Tensor:
+    """How often each value of the upper bits occurs."""
+    return torch.bincount(magnitudes.view(torch.int32) >> 16, minlength=1 << 15).cpu()
+
+
+def _within(delta: Delta, bin_: int) -> tuple[int, Tensor]:
+    """How many values are above a bin, and how often each value of the lower bits occurs in it."""
+    above, lower = 0, torch.zeros(1 << 16, dtype=torch.int64)
+    waiting: list[Tensor] = []
+
+    def count() -> None:
+        if waiting:
+            lower.add_(torch.bincount(torch.cat(waiting) & 0xFFFF, minlength=1 << 16).cpu())
+            waiting.clear()
+
+    for block in delta():
+        over, inside = _split(block.abs_().view(torch.int32).view(-1), bin_ << 16, (bin_ + 1) << 16)
+        above += over
+        waiting.append(inside)
+        if sum(map(len, waiting)) > BLOCK:
+            count()
+    count()
+    return above, lower
+
+
+def _split(bits: Tensor, least: int, most: int) -> tuple[int, Tensor]:
+    """How many are at or above `most`, and those from `least` to below it."""
+    if bits.device.type != "cpu":
+        over = bits >= most
+        return int(over.sum()), bits[(bits >= least) ^ over]
+    values = bits.numpy()  # numpy compares, counts and picks in a third of torch's time
+    beyond, among = values >= most, values >= least
+    among ^= beyond
+    return int(np.count_nonzero(beyond)), torch.from_numpy(values[among])
+
+
+def _equal(magnitudes: Tensor, value: float) -> Tensor:
+    """Where the magnitudes are that value."""
+    if magnitudes.device.type != "cpu":
+        return (magnitudes == value).nonzero().view(-1)
+    return torch.from_numpy(np.flatnonzero(magnitudes.numpy() == np.float32(value)))
 
 
 def _bin(counts: Tensor, keep: int) -> tuple[int, int]:
