@@ -21,6 +21,7 @@ from guardkeel.dossier.monitoring import sources, watch
 from guardkeel.errors import DataError, RunError
 from guardkeel.evaluation.runs import read_audit
 from guardkeel.moderation.tables import metadata
+from guardkeel.report.dossier import page
 from run_directories import write_run
 
 GUARD = model()
@@ -125,6 +126,7 @@ def test_verdicts_of_other_weights_open_a_finding(dossier, tmp_path):
     assert finding.level == "launch" and finding.what == look.why
     assert look.why.startswith("30 of 90 verdicts are not of its weights but of plain, sha256 ")
     dossier.record(made, "ada")
+    assert f"<small>{look.why}</small>" in page(dossier.state, dossier.now)
     dossier.store.clock.later(hours=1)
     again = watch.look(dossier.state, plan(FLAGGED), seen, (), dossier.now)
     assert not any(isinstance(m, Finding) for m in again) and again[-1].changed
