@@ -9,6 +9,7 @@ from torch import Tensor
 
 from guardkeel.errors import ModelError
 from guardkeel.fusion.methods.base import Method, Tensors
+from guardkeel.fusion.methods.streams import room
 from guardkeel.fusion.plan import KEPT, Item
 from guardkeel.fusion.randomness import generator
 from guardkeel.fusion.sources import Source, Sources
@@ -98,7 +99,7 @@ class Pieces:
         count = (last - first) * item.spec.width
         shape = (last - first, item.spec.width) if len(item.spec.shape) > 1 else (last - first,)
         if count > KEPT:
-            return torch.empty(shape)
+            return room(shape)
         space = self._space.get(slot)
         if space is None or space.numel() < count:
             space = self._space[slot] = torch.empty(min(KEPT, max(count, item.rows * item.spec.width)))
