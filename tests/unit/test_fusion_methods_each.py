@@ -192,15 +192,6 @@ def test_the_cut_is_the_value_that_sorting_finds():
         assert (end.first, end.equal) == (1, 1)
 
 
-def test_a_large_room_is_a_tensor_like_any_other():
-    shape = (streams._HUGE // 4 + 1, 1)
-    first, second = streams.room(shape), streams.fresh(torch.empty(shape))
-    first.fill_(1)
-    second.fill_(2)
-    assert first.shape == second.shape == shape and first.is_contiguous() and first.dtype == torch.float32
-    assert float(first.sum()) == shape[0] and float(second.mean()) == 2
-
-
 # Arithmetic
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from guardkeel.errors import ModelError
 from guardkeel.fusion.methods.base import Method, Tensors
-from guardkeel.fusion.methods.streams import room
 from guardkeel.fusion.plan import KEPT, Item
 from guardkeel.fusion.randomness import generator
 from guardkeel.fusion.sources import Source, Sources
@@ -99,7 +98,7 @@ class Pieces:
         count = (last - first) * item.spec.width
         shape = (last - first, item.spec.width) if len(item.spec.shape) > 1 else (last - first,)
         if count > KEPT:
-            return room(shape)
+            return torch.empty(shape)
         space = self._space.get(slot)
         if space is None or space.numel() < count:
             space = self._space[slot] = torch.empty(min(KEPT, max(count, item.rows * item.spec.width)))

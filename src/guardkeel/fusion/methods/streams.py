@@ -8,9 +8,6 @@ any number of threads, and for any size of block.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -21,9 +18,6 @@ Delta = Callable[[], Iterator[Tensor]]
 BLOCK = 1 << 17
 """Elements of a block: half a mebibyte, so little that it stays in caches, so much that a call costs nothing."""
 
-_HUGE = 2**24
-"""Bytes of the largest tensor that malloc gives from memory that it has already."""
-
 
 def blocks(tensor: Tensor) -> tuple[Tensor, ...]:
     """The tensor as (rows, last axis), cut between rows into blocks of about BLOCK elements; views where it can be."""
@@ -33,20 +27,7 @@ def blocks(tensor: Tensor) -> tuple[Tensor, ...]:
 
 def fresh(like: Tensor) -> Tensor:
     """An empty contiguous tensor of that shape, to be filled through its `blocks`."""
-    if like.device.type == "cpu" and like.dtype == torch.float32:
-        return room(like.shape)
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
-
-
-def room(shape: Sequence[int]) -> Tensor:
-    """An empty float32 tensor on the CPU; a large one in huge pages, which the system hands out 512 times as fast."""
-    size = 4 * math.prod(shape)
-    if size <= _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # the system may have none
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.float32).view(shape)
 
 
 def change(reference: Tensor, candidate: Tensor) -> Delta:
