@@ -9,6 +9,8 @@ The guards are the reference, cells of a collapse bench (`--seed`), and others b
 random heads and heads of the same layers). Then, for each guard beside the reference:
 
     agreement    rank correlation with the reference's ranking, what noise allows, and how many of the best are the same
+    separation   the same by what a head does to the distance of unsafe from benign items: how far the log-odds of
+                 unsafe fall without it on unsafe items, less on benign ones (nats, mean); and Σ |that| over all heads
     importance   log(value after / before) of the reference's best heads, less that of other heads of their layers
     weights      relative change ‖ΔW‖ / ‖W‖ of their slices of q, k, v and o, less that of other heads of their layers
     its heads    what ablating the reference's group does to this guard, beside controls
@@ -96,6 +98,24 @@ def agreement(before: Any, after: Any, of: str, measure: str, mode: str) -> dict
         measure=measure,
     )
     return {"spearman": row.spearman, "ceiling": row.ceiling, "top": [t.model_dump() for t in row.top]}
+
+
+def separation(arrays: Arrays, mode: str) -> Floats:
+    """How much closer unsafe and benign items come when a head is ablated, (layers, heads), nats."""
+    found: Floats = arrays[f"model.{mode}.unsafe.verdict"] - arrays[f"model.{mode}.benign.verdict"]
+    return found
+
+
+def separating(before: Arrays, after: Arrays, mode: str) -> dict[str, Any]:
+    """Two guards' heads by `separation`."""
+    x, y = (separation(arrays, mode) for arrays in (before, after))
+    row = pairs("models", "reference", "guard", x, y, mode=mode, set="", measure="verdict")
+    return {
+        "spearman": row.spearman,
+        "top": [t.model_dump() for t in row.top],
+        "heads": [f"{i}-{j}" for i, j in top(y, 10)],
+        "total": float(np.abs(y).sum()),
+    }
 
 
 def contrast(values: Floats, heads: list[Head], seed: int) -> dict[str, float]:
@@ -201,6 +221,7 @@ def main(args: argparse.Namespace) -> None:
         }
         if base is None:
             base = (results, arrays)
+        row["separation"] = separating(base[1], arrays, mode)
         ranking = base[1][f"model.{mode}.unsafe.{args.measure}"]
         best = top(ranking, min(args.best, ranking.size // 4))
         group = [parsed(h) for h in base[0].group.heads]
@@ -253,6 +274,11 @@ def summary(name: str, row: dict[str, Any]) -> None:
         return f"recall {last['before']:.2f} → {last['after']:.2f} ({bands} points)"
 
     print(f"  group {' '.join(row['group'])}: {fall(row['effect'])}", flush=True)
+    found = row["separation"]
+    same = [t["count"] for t in found["top"] if t["k"] == 10]
+    print(
+        f"  separation: ρ {found['spearman']:.2f}, of 10 {same}, in all {found['total']:.0f} nats", flush=True
+    )
     for key, value in row.items():
         if key.startswith("agreement, unsafe") and value["spearman"] is not None:
             most = "" if value["ceiling"] is None else f" of {value['ceiling']:.2f}"

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from guardkeel.errors import ConfigError, DataError
 
 SCHEMA_VERSION = 1
-_PIECE = 2**23  # bytes hashed at once
+_PIECE = 2**24  # bytes hashed at once
 
 
 class Estimate(BaseModel):

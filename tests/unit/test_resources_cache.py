@@ -133,7 +133,7 @@ def test_what_is_digested_ahead_is_waited_for_and_read_once(tmp_path, monkeypatc
         return file_digest(p)
 
     monkeypatch.setattr(digests_module, "file_digest", slow)
-    digest_ahead([tmp_path / "not there", path])
+    digest_ahead([tmp_path / "not there", tmp_path], threads=1)
     assert begun.wait(60)
     threading.Timer(0.05, go_on.set).start()
     assert digest(path) == file_digest(path)

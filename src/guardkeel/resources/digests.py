@@ -86,18 +86,28 @@ def digest(path: str | Path) -> str:
     return folder_digest(path) if path.is_dir() else remembered_file_digest(path)
 
 
-def digest_ahead(paths: Iterable[Path]) -> None:
-    """Begin to digest, in a thread, what will be asked for soon: `digest` then waits for it, or finds it remembered.
+def digest_ahead(folders: Iterable[Path], *, threads: int = 2) -> None:
+    """Begin to digest in threads what will be asked for soon: `digest` then waits for it, or finds it remembered.
 
     An error is left to whoever asks.
     """
+    files = sorted((file for folder in folders for file in content_files(folder)), key=_size)
 
     def work() -> None:
-        for path in paths:
-            with contextlib.suppress(OSError, ResourceError):
-                digest(path)
+        with contextlib.suppress(IndexError):
+            while True:
+                with contextlib.suppress(OSError):
+                    remembered_file_digest(files.pop())  # the largest first
 
-    threading.Thread(target=work, name="digests", daemon=True).start()
+    for _ in range(threads):
+        threading.Thread(target=work, name="digests", daemon=True).start()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def check_pin(path: Path, expected: str | None, reference: str) -> None:
