@@ -77,10 +77,41 @@ def _kept(delta: Delta, end: Cut) -> Iterator[Tensor]:
             yield hardshrink(block, end.below if left is None else end.least)
 
 
+class _Histogram:
+    """How often each value occurs. What comes is kept in one place and counted together: many small tensors that stay
+    would take the room between large ones that come and go."""
+
+    def __init__(self, bins: int, device: torch.device) -> None:
+        self._counts = torch.zeros(bins, dtype=torch.int64)
+        self._waiting = torch.empty(BLOCK, dtype=torch.int32, device=device)
+        self._filled = 0
+
+    def add(self, values: Tensor) -> None:
+        """More values, from 0 to below `bins`."""
+        if self._filled + len(values) > BLOCK:
+            self._count(self._waiting[: self._filled])
+            self._filled = 0
+        if len(values) > BLOCK:
+            self._count(values)
+            return
+        self._waiting[self._filled : self._filled + len(values)] = values
+        self._filled += len(values)
+
+    def counts(self) -> Tensor:
+        """Of all that was added, int64 on the CPU."""
+        self._count(self._waiting[: self._filled])
+        self._filled = 0
+        return self._counts
+
+    def _count(self, values: Tensor) -> None:
+        if len(values):
+            self._counts += torch.bincount(values, minlength=len(self._counts)).cpu()
+
+
 def _found(delta: Delta, keep: int) -> tuple[int, int, Tensor]:
     """The bin of the keep-th largest, how many values are above it, and how many of each lower half are in it."""
-    sample = torch.cat([block.view(-1)[::_STEP].abs() for block in delta()])
-    bin_, _ = _bin(_uppers(sample), min(len(sample), 1 + keep // _STEP))
+    sampled = _uppers(delta, _STEP)
+    bin_, _ = _bin(sampled, min(int(sampled.sum()), 1 + keep // _STEP))
     for _ in range(_GUESSES):
         above, lower = _within(delta, bin_)
         if above >= keep:
@@ -89,36 +120,30 @@ def _found(delta: Delta, keep: int) -> tuple[int, int, Tensor]:
             bin_ -= 1
         else:
             return bin_, above, lower
-    total = torch.zeros(1 << 15, dtype=torch.int64)
-    for block in delta():
-        total += _uppers(block.abs_().view(-1))
-    bin_, _ = _bin(total, keep)
+    bin_, _ = _bin(_uppers(delta), keep)
     return bin_, *_within(delta, bin_)
 
 
-def _uppers(magnitudes: Tensor) -> Tensor:
-    """How often each value of the upper bits occurs."""
-    return torch.bincount(magnitudes.view(torch.int32) >> 16, minlength=1 << 15).cpu()
+def _uppers(delta: Delta, step: int = 1) -> Tensor:
+    """How often each value of the upper bits of |δ| occurs, among one value of so many of each block."""
+    found = None
+    for block in delta():
+        found = found or _Histogram(1 << 15, block.device)
+        found.add(block.view(-1)[::step].abs().view(torch.int32) >> 16)
+    assert found is not None
+    return found.counts()
 
 
 def _within(delta: Delta, bin_: int) -> tuple[int, Tensor]:
     """How many values are above a bin, and how often each value of the lower bits occurs in it."""
-    above, lower = 0, torch.zeros(1 << 16, dtype=torch.int64)
-    waiting: list[Tensor] = []
-
-    def count() -> None:
-        if waiting:
-            lower.add_(torch.bincount(torch.cat(waiting) & 0xFFFF, minlength=1 << 16).cpu())
-            waiting.clear()
-
+    above, lower = 0, None
     for block in delta():
+        lower = lower or _Histogram(1 << 16, block.device)
         over, inside = _split(block.abs_().view(torch.int32).view(-1), bin_ << 16, (bin_ + 1) << 16)
         above += over
-        waiting.append(inside)
-        if sum(map(len, waiting)) > BLOCK:
-            count()
-    count()
-    return above, lower
+        lower.add(inside & 0xFFFF)
+    assert lower is not None
+    return above, lower.counts()
 
 
 def _split(bits: Tensor, least: int, most: int) -> tuple[int, Tensor]:
