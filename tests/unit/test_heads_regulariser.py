@@ -175,6 +175,18 @@ def test_random_heads_are_others_and_as_many():
     assert not torch.equal(other.fixed["heads"], held.fixed["heads"])
 
 
+def test_all_heads_can_be_asked_for():
+    named = Heads(HeadsSettings(heads=[f"{i}-{j}" for i in range(3) for j in range(4)]))
+    named.prepare(probes())
+    every = Heads(HeadsSettings(heads=["all"]))
+    every.prepare(probes())
+    assert torch.equal(every.fixed["heads"], named.fixed["heads"])
+    with pytest.raises(ConfigError, match="0 other heads"):
+        Heads(HeadsSettings(heads=["all"], random=0)).prepare(probes())
+    with pytest.raises(ValidationError, match="'all' is no head"):
+        HeadsSettings(heads=["all", "1-0"])
+
+
 def test_what_cannot_be_held():
     for given, said in (
         ({}, "names no heads"),

@@ -35,6 +35,7 @@ from guardkeel.tuning.regularisers.factors import adapters, pair, squared_norm, 
 
 _PROJECTION = re.compile(r"(?:^|\.)layers\.(\d+)\.self_attn\.([qkvo])_proj$")
 _NAME = re.compile(r"\d{1,5}-\d{1,5}")
+_ALL = "all"
 Head = tuple[int, int]
 
 
@@ -42,7 +43,8 @@ class HeadsSettings(base.Settings):
     """Settings of Heads."""
 
     heads: list[str] = Field(
-        default_factory=list, description="layer-head, both from 0, as `guardkeel heads` writes them"
+        default_factory=list,
+        description='layer-head, both from 0, as `guardkeel heads` writes them; or ["all"]',
     )
     how: Literal["freeze", "l2"] = Field(
         default="freeze", description="held exactly, or drawn back to where they were"
@@ -58,7 +60,7 @@ class HeadsSettings(base.Settings):
     @field_validator("heads")
     @classmethod
     def _named(cls, value: list[str]) -> list[str]:
-        if wrong := [h for h in value if not _NAME.fullmatch(h)]:
+        if wrong := [h for h in value if not _NAME.fullmatch(h) and value != [_ALL]]:
             raise ValueError(f"{wrong[0]!r:.40} is no head: write layer-head, as in 7-3")
         return value
 
@@ -159,7 +161,9 @@ class Heads(base.Regulariser):
 
     def _chosen(self, shape: tuple[int, int, int]) -> list[Head]:
         layers, heads, _ = shape
-        named = sorted({(int(a), int(b)) for a, b in (h.split("-") for h in self.settings.heads)})
+        every = [(i, j) for i in range(layers) for j in range(heads)]
+        pairs = (h.split("-") for h in self.settings.heads if h != _ALL)
+        named = every if self.settings.heads == [_ALL] else sorted({(int(a), int(b)) for a, b in pairs})
         if not named:
             raise ConfigError(
                 "method 'heads' names no heads",
@@ -173,7 +177,7 @@ class Heads(base.Regulariser):
                 )
         if self.settings.random is None:
             return named
-        others = [(i, j) for i in range(layers) for j in range(heads) if (i, j) not in set(named)]
+        others = [head for head in every if head not in set(named)]
         if len(others) < len(named):
             raise ConfigError(
                 f"the model has {len(others)} other heads, fewer than {len(named)}", remedy="name fewer heads"
