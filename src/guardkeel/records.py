@@ -155,7 +155,7 @@ def file_digest(path: str | Path) -> str:
     """
     found = hashlib.sha256()
     with Path(path).open("rb", buffering=0) as f:
-        space = memoryview(bytearray(min(_PIECE, os.fstat(f.fileno()).st_size + 1)))
+        space = memoryview(bytearray(min(_PIECE, max(os.fstat(f.fileno()).st_size, 2**16))))
         while count := f.readinto(space):
             found.update(space[:count])
     return found.hexdigest()

@@ -220,7 +220,7 @@ class _Workers:
         self._pool = ThreadPoolExecutor(plan.threads, "fuse", initializer=begin)
         # glibc gives freed memory back, and has to be given zeroed pages for the next block, until it has seen a large
         # allocation come and go.
-        torch.empty(2**23 - 2**12)
+        torch.empty(2**22)
 
     def submit(self, work: Callable[..., Any], *args: Any, cost: int) -> Future[Any]:
         """Do `work(pieces, *args)` in a thread, when there is room for what it costs."""

@@ -3,9 +3,8 @@
 Non-negative float32 numbers are ordered as their bits are. One value of 61 says in which bin of the upper 16 bits of
 |δ| the k-th largest is likely to be; a pass over all values counts those above that bin and, by their lower 16 bits,
 those in it, which proves the guess and finds the very value. A wrong guess goes on to the next bin; after two of them
-all upper bits are counted. So it is three passes that do little, seldom more, and beside the sample 2 MiB for
-counting, whatever the size. Of equal magnitudes at the cut the earlier elements (row-major) are kept, so that it is
-just k.
+all upper bits are counted. So it is three passes that do little, seldom more, and 2 MiB for counting, whatever the
+size. Of equal magnitudes at the cut the earlier elements (row-major) are kept, so that it is just k.
 """
 
 from __future__ import annotations
