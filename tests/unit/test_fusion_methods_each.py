@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from fusion_method_inputs import EVERY, dice, draw, extras, inputs, same_bits, ties, trim
 from guardkeel.errors import ConfigError, DataError
-from guardkeel.fusion.methods import registry, streams
+from guardkeel.fusion.methods import registry, streams, trimming
 from guardkeel.fusion.methods.base import Method, Tensors
 from guardkeel.fusion.methods.endpoints import Candidate
 from guardkeel.fusion.methods.registry import make
@@ -190,6 +190,23 @@ def test_the_cut_is_the_value_that_sorting_finds():
         end = cut(change(zero, delta), keep)
         assert end.least == float(magnitudes[keep - 1])
         assert (end.first, end.equal) == (1, 1)
+
+
+class Elsewhere(torch.Tensor):
+    """Says that it is on another device, so that torch alone may touch it."""
+
+    device = property(lambda self: torch.device("cuda"))
+
+
+def test_other_devices_find_the_same_without_numpy():
+    bits = draw(3)(1000).abs().view(torch.int32)
+    least, most = sorted(bits[:2].tolist())
+    over, inside = trimming._split(bits, least, most)
+    there, found = trimming._split(bits.as_subclass(Elsewhere), least, most)
+    assert over == there == int((bits >= most).sum()) and torch.equal(inside, found.as_subclass(torch.Tensor))
+    values = draw(4)(50).round().abs()
+    at = trimming._equal(values.as_subclass(Elsewhere), 1.0).as_subclass(torch.Tensor)
+    assert len(at) and torch.equal(trimming._equal(values, 1.0), at)
 
 
 # Arithmetic

@@ -24,7 +24,7 @@ CONTENT = (
 tokenizers and data in formats that cannot run code."""
 
 REMEMBER_BYTES = 1024**2
-_busy: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+_busy: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def content_files(folder: Path) -> list[Path]:
@@ -48,7 +48,7 @@ def remembered(path: Path, what: str, compute: Callable[[Path], str]) -> str:
         return compute(path)
     key = [str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     note = cache_dir() / what / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-    with _busy[note]:  # who comes second finds the note of who came first
+    with _busy[str(note)]:  # who comes second finds the note of who came first
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             known = json.loads(note.read_bytes())
             if known["key"] == key:
@@ -91,23 +91,15 @@ def digest_ahead(folders: Iterable[Path], *, threads: int = 2) -> None:
 
     An error is left to whoever asks.
     """
-    files = sorted((file for folder in folders for file in content_files(folder)), key=_size)
+    files = [file for folder in folders for file in content_files(folder)]
 
     def work() -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                with contextlib.suppress(OSError):
-                    remembered_file_digest(files.pop())  # the largest first
+        while files:
+            with contextlib.suppress(OSError, IndexError):
+                remembered_file_digest(files.pop())
 
     for _ in range(threads):
         threading.Thread(target=work, name="digests", daemon=True).start()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def check_pin(path: Path, expected: str | None, reference: str) -> None:
