@@ -1,4 +1,4 @@
-"""The arms: what is trained, on which set, with which settings. Small enough for one slow core, 20 minutes each."""
+"""The arms: what is trained, on which set, with which settings. Small enough for one slow core, ten minutes each."""
 
 from __future__ import annotations
 
@@ -71,13 +71,15 @@ def arms(steps: int) -> Iterator[Arm]:
     weights = {"human": 1.0, "jury": 0.3}
     yield Arm("c", "weighted", "toxic-mixed", "plain", brief | {"source_weights": weights})
     yield Arm("c", "human-only", "toxic-third", "plain", brief)
-    long = {"steps": steps, "topic_share": 0.0}
-    yield Arm("d", "keel", "mixture", "keel-135m", long | {"family": "keel"})
-    yield Arm(
-        "d", "keel-balanced", "mixture", "keel-135m", long | {"family": "keel", "class_weights": "balanced"}
-    )
-    yield Arm("d", "policy", "mixture", "keel-135m", long)
-    yield Arm("d", "policy-topics", "mixture", "keel-135m", long | {"topic_share": BLEND})
+    on = {"base": "keel-135m", "steps": round(1.5 * steps), "learning_rate": 2e-4, "topic_share": 0.0}
+    yield Arm("d", "longer", "mixture", "keel-135m", on)
+    yield Arm("d", "longer-balanced", "mixture", "keel-135m", on | {"class_weights": "balanced"})
+    anew = {"steps": round(1.5 * steps), "topic_share": BLEND}
+    yield Arm("d", "policy-topics", "mixture", "keel-135m", anew)
+    small = {"family": "keel", "steps": round(0.7 * steps), "batch": 8, "topic_share": 0.0, "first_layer": 0}
+    yield Arm("e", "smollm2", "mixture", "", small)
+    gemma = {"base": "gemma-3-270m", "accept_terms": True}
+    yield Arm("e", "gemma", "mixture", "smollm2", small | gemma)
 
 
 OTHER_ORIGIN = (

@@ -1,4 +1,4 @@
-"""Does curated data make better guards? Four questions, arm by arm, resumable.
+"""Does curated data make better guards? Five questions, arm by arm, resumable.
 
     GUARDKEEL_DATA=… python benchmarks/curate/run.py --out runs/curate --dry-run
     GUARDKEEL_DATA=… python benchmarks/curate/run.py --out runs/curate --parts a,b
@@ -8,7 +8,9 @@
         policies that vary, and a blend of topic-following rows beside that
     b   labels of people, of one small guard, of a jury of three (ToxicChat); of a crowd, one and three of it (DICES)
     c   labels of people and of a jury mixed: plain, weighted by source, and the people's alone
-    d   candidates for a better keel-135m, against it, on suites of other origin; trained on permissive rows alone
+    d   candidates for a better keel-135m, against it, on suites of other origin: keel-135m trained on, and a guard that
+        reads its policy from the same base; permissive rows alone
+    e   the same short recipe on two architectures (Gemma 3 270M comes under the Gemma Terms of Use: read them first)
 
 Every arm is an ordinary `guardkeel train-guard` run. What is there is not made again, and a killed arm goes on where
 it stopped. Sets of restricted licence (ToxicChat) stay on this machine, and so does what is trained on them.
@@ -135,10 +137,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("--out", type=Path, default=Path("runs/curate"))
     parser.add_argument("--data", type=Path, default=os.environ.get("GUARDKEEL_DATA"), help="the public sets")
-    parser.add_argument("--parts", default="a,b,c,d", help="of a, b, c, d")
+    parser.add_argument("--parts", default="a,b,c,d", help="of a, b, c, d, e")
     parser.add_argument("--arm", help="only this one, as a-fold0-topics")
     parser.add_argument(
-        "--steps", type=int, default=180, help="of one training; some parts take a share of it"
+        "--steps", type=int, default=120, help="of one training; some parts take a share of it"
     )
     parser.add_argument(
         "--items", type=int, default=200, help="most unsafe items to judge; as many safe ones"

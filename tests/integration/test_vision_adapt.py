@@ -22,6 +22,7 @@ from guardkeel.tuning.log import read_log
 from guardkeel.vision.adapt.config import read_config
 from guardkeel.vision.adapt.results import read_adaptation
 from guardkeel.vision.adapt.run import adapt, run, taken_up
+from guardkeel.vision.language import LowRank
 from guardkeel.vision.llava import build_llava
 from guardkeel.vision.shape import VisionShape
 from small_tunes import settle
@@ -178,6 +179,71 @@ def test_another_configuration_is_refused_in_the_folder_of_an_unfinished_run(giv
         run(read_config(None, given), tmp_path / "run", watch=stopping)
     with pytest.raises(ConfigError, match="unfinished run with other"):
         run(read_config(None, given | {"seed": 1}), tmp_path / "run")
+
+
+LORA = {"adapter": "lora", "rank": 4, "language_rate": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def lora(given, tmp_path_factory):
+    out = tmp_path_factory.mktemp("lora") / "run"
+    return out, adapt(**given | LORA | {"dtype": "float32", "alphas": [0.0, 0.5, 1.0]}, out=out)
+
+
+def test_lora_trains_the_linear_layers_of_the_language_parts_blocks_and_all_of_the_vision_part(lora):
+    out, results = lora
+    start, end = tensors(out / "start"), tensors(out / "adapted")
+    assert start.keys() == end.keys()
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    language = {name for name in changed if "language" in name}
+    assert language == {n for n in start if "language" in n and "proj" in n}
+    assert {n for n in start if "vision" in n and "proj.weight" in n} <= changed
+    first, _, last = results.looks
+    assert first.text.recall == results.reference.recall
+    assert all(layer.drift > 1e-3 for layer in last.layers)
+
+
+def test_a_share_of_lora_goes_from_the_guard_as_it_was_to_the_adapted_one(lora):
+    _, results = lora
+    drifts = [[layer.drift for layer in look.layers] for look in results.merged]
+    assert drifts[0] == pytest.approx([0, 0], abs=1e-4)
+    assert all(a < b < c for a, b, c in zip(*drifts, strict=True))
+    assert results.merged[0].text.recall == results.reference.recall
+
+
+def test_half_of_loras_change_is_halfway_between_the_weights(lora):
+    out, _ = lora
+    model = load_model(out / "start", "float32", "cpu", images=True)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    language = LowRank(model, 4, "float32", 0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        with language.share(0.0):
+            none = model(input_ids=ids).logits
+        with language.share(0.5):
+            half = model(input_ids=ids).logits
+        language.end()
+        for name, p in model.named_parameters():
+            p.copy_((before[name] + p) / 2)
+        halfway = model(input_ids=ids).logits
+    assert torch.allclose(halfway, half, atol=1e-4)
+    assert not torch.allclose(halfway, none, atol=1e-2)
+
+
+def test_lora_over_bfloat16_keeps_in_float32_what_is_trained(given, plain, tmp_path):
+    model = load_model(plain[0] / "start", "float32", "cpu", images=True)
+    LowRank(model, 4, "bfloat16", 0)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert {b.dtype for b in model.buffers() if b.is_floating_point()} == {torch.float32}
+    results = adapt(**given | LORA | {"dtype": "bfloat16", "looks": 1, "alphas": [0.5]}, out=tmp_path / "run")
+    assert results.looks[0].text.recall == results.reference.recall
+    assert {t.dtype for t in tensors(tmp_path / "run" / "adapted").values()} == {torch.float32}
 
 
 def test_a_chat_model_is_looked_at_by_its_first_words(given, tmp_path):

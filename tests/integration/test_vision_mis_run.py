@@ -69,6 +69,17 @@ def test_without_labels_nothing_is_taught(given, tmp_path):
         read_adaptation(tmp_path / "run")
 
 
+def test_with_lora_the_blocks_linear_layers_are_taught(given, taught, tmp_path):
+    options = {"adapter": "lora", "rank": 2, "dtype": "float32"}
+    results = mis(**given | options, out=tmp_path / "run")
+    assert results.before == taught[1].before
+    start = load_file(Path(given["start"]) / "model.safetensors")
+    ours = load_file(tmp_path / "run" / "tuned" / "model.safetensors")
+    changed = {name for name in start if not torch.equal(ours[name], start[name])}
+    assert {n for n in changed if "language" in n} <= {n for n in start if "proj" in n}
+    assert any("self_attn" in n for n in changed)
+
+
 class _Stop(Exception):
     pass
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from guardkeel.configuration import read_configuration
 from guardkeel.vision.shape import VisionShape
+from guardkeel.vision.training import LanguageTraining
 
 Arm = Literal["plain", "freeze-language", "safety-sft", "fwssr"]
 
@@ -22,10 +23,8 @@ METHODS: dict[Arm, str] = {
 """What keeps the language part's safety in each arm: a method of `guardkeel tune`, on the text side."""
 
 
-class AdaptConfig(BaseModel):
+class AdaptConfig(LanguageTraining):
     """What an adaptation reads and does. The resolved configuration is saved with the run."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str = Field(
         default="keel-135m", description="the language model that is given eyes: a name, folder or reference"
@@ -83,7 +82,6 @@ class AdaptConfig(BaseModel):
     data_folder: str | None = Field(default=None, description="folder that data: references start from")
     steps: int = Field(default=300, ge=1, description="optimiser steps")
     batch: int = Field(default=8, ge=1, description="pictures a step")
-    language_rate: float = Field(default=5e-5, gt=0, description="learning rate of the language part")
     vision_rate: float = Field(default=1e-3, gt=0, description="learning rate of vision tower and projector")
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with a rising rate")
     decay: bool = Field(default=True, description="then let the rates fall, as a cosine, to a tenth")
@@ -99,7 +97,6 @@ class AdaptConfig(BaseModel):
     keep: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="number format in which the adapted model is kept"
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     seed: int = Field(default=0, description="of the vision tower, the pictures, their order and draws")
     offline: bool | None = Field(default=None, description="never use the network")
 

@@ -25,8 +25,6 @@ from guardkeel.errors import ConfigError, DataError
 from guardkeel.evaluation.audit import Known, Source, score_reference
 from guardkeel.evaluation.runs import read_audit
 from guardkeel.evaluation.suites import Suite, load_suite
-from guardkeel.fusion.methods.base import Tensors
-from guardkeel.fusion.methods.interpolation import Interpolation, InterpolationSettings
 from guardkeel.guards.base import Family
 from guardkeel.guards.causal import CausalGuard
 from guardkeel.guards.load import guard_path, guard_settings, unknown_family
@@ -37,7 +35,7 @@ from guardkeel.models.devices import peak_memory, pick_device
 from guardkeel.models.eyes import eyes_of
 from guardkeel.models.loading import checkpoint_digest, load_model, load_tokenizer
 from guardkeel.models.sight import Sight
-from guardkeel.models.towers import language_tower, vision_parameters
+from guardkeel.models.towers import vision_parameters
 from guardkeel.records import RunRecord, claim, toml_text, value_digest, write_record, write_text
 from guardkeel.tuning.data import read_data
 from guardkeel.tuning.gather import balanced
@@ -61,6 +59,7 @@ from guardkeel.vision.adapt.looks import (
 from guardkeel.vision.adapt.results import VERB, AdaptResults, Look, front, rates, read_adaptation
 from guardkeel.vision.adapt.trainer import Looking, SeeingTrainer
 from guardkeel.vision.answers import chance
+from guardkeel.vision.language import Language, learnable
 from guardkeel.vision.lessons import seeing_lessons
 from guardkeel.vision.llava import build_llava, save_llava
 from guardkeel.vision.pairs import Pair, key, pairs
@@ -124,9 +123,7 @@ def run(
         watch("make the model", 1, 1)
     guard = _seeing(config, start, path)
     model = guard.model
-    tower = language_tower(model)
-    for parameter in tower.parameters():
-        parameter.requires_grad_(config.arm != "freeze-language")
+    language = learnable(model, config, path, config.seed, frozen=config.arm == "freeze-language")
     tested = list(pairs(config.test_pictures, seed=_TEST_SEED, size=config.vision.size, kinds=config.kinds))
     learned = _pictures(config, tested)
     looker = Looker(
@@ -153,7 +150,7 @@ def run(
     trainer.train(resume_from_checkpoint=resumed(folder))
     seen = sorted({0, *range(config.every, config.steps, config.every), config.steps})
     looks = [looker.look(step) for step in seen]
-    merged = _merge(config, path, tower, looker, looks[-1], on_look)
+    merged = _merge(config, language, looker, looks[-1], on_look)
     results = AdaptResults(
         arm=config.arm,
         method=config.chosen_method,
@@ -169,6 +166,7 @@ def run(
         peak_memory=peak_memory(str(model.device)),
         notes=notes,
     )
+    language.end()
     _keep(config, guard, path, folder)
     write_record(
         folder,
@@ -251,7 +249,7 @@ def _reference(
     config: AdaptConfig, path: Path, suites: Sequence[Suite], folder: Path, source: Source, watch: Watch
 ) -> Known:
     """What the language model says before it has eyes. It is let go of: two large models are never held at once."""
-    model, tokenizer = load_model(path, "float32", config.device), load_tokenizer(path)
+    model, tokenizer = load_model(path, config.language_dtype, config.device), load_tokenizer(path)
     family, options = _family(config, path, len(tokenizer))
     guard: Any = Judging(CausalGuard(model, tokenizer, family, **options))
     known = score_reference(
@@ -263,7 +261,7 @@ def _reference(
 
 
 def _seeing(config: AdaptConfig, start: Path, path: Path) -> VisionGuard:
-    """The model that is adapted, in float32, as a guard over images."""
+    """The model that is adapted, in float32 so far, as a guard over images."""
     model = load_model(start, "float32", config.device, images=True)
     tokenizer = load_tokenizer(start)
     family, options = _family(config, path, len(tokenizer))
@@ -319,7 +317,7 @@ def _trainer(
             folder,
             steps=config.steps,
             batch=config.batch,
-            learning_rate=config.language_rate,
+            learning_rate=config.rate,
             max_norm=config.max_norm,
             seed=config.seed,
             cpu=pick_device(config.device) == "cpu",
@@ -342,39 +340,17 @@ def _trainer(
 
 
 def _merge(
-    config: AdaptConfig,
-    path: Path,
-    tower: Any,
-    looker: Looker,
-    last: Look,
-    on_look: Callable[[Look], None],
+    config: AdaptConfig, language: Language, looker: Looker, last: Look, on_look: Callable[[Look], None]
 ) -> list[Look]:
-    """Looks at θ₀ + α(θ − θ₀) of the language part, the vision part as it is; at α = 1 that is the last look.
-
-    The weights are put back.
-    """
-    import torch
-
-    if not config.alphas or config.arm == "freeze-language":
-        return []
-    reference = dict(load_model(path, "float32", "cpu").named_parameters())
-    adapted = {name: p.detach().clone() for name, p in tower.named_parameters()}
-    merged = []
-    for alpha in config.alphas:
+    """Looks at θ₀ + α(θ − θ₀) of the language part, the vision part as it is; at α = 1 that is the last look."""
+    merged: list[Look] = []
+    for alpha in [] if config.arm == "freeze-language" else config.alphas:
         if alpha == 1:
             merged.append(last.model_copy(update={"alpha": alpha}))
             continue
-        method = Interpolation(InterpolationSettings(alpha=alpha))
-        with torch.no_grad():
-            for name, parameter in tower.named_parameters():
-                before = reference[name].to(parameter.device)[: parameter.shape[0]]
-                now = adapted[name][: before.shape[0]]  # a picture token that was added has no row before
-                parameter[: before.shape[0]].copy_(method.fuse(Tensors(name, before, (now,))))
-        merged.append(looker.look(config.steps, alpha))
+        with language.share(alpha):
+            merged.append(looker.look(config.steps, alpha))
         on_look(merged[-1])
-    with torch.no_grad():
-        for name, parameter in tower.named_parameters():
-            parameter.copy_(adapted[name])
     return merged
 
 

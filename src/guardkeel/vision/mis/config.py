@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from guardkeel.configuration import read_configuration
+from guardkeel.vision.training import LanguageTraining
 
 
-class MisConfig(BaseModel):
+class MisConfig(LanguageTraining):
     """What a multi-image run reads and does. The resolved configuration is saved with the run."""
-
-    model_config = ConfigDict(extra="forbid")
 
     start: str = Field(
         description="the model that sees: a checkpoint's folder, such as adapted/ of vision adapt"
@@ -32,7 +31,6 @@ class MisConfig(BaseModel):
     size: int = Field(default=96, ge=16, description="side of a drawn picture, in pixels")
     steps: int = Field(default=200, ge=1, description="optimiser steps")
     batch: int = Field(default=4, ge=1, description="items a step")
-    language_rate: float = Field(default=5e-5, gt=0, description="learning rate of the language part")
     vision_rate: float = Field(default=5e-4, gt=0, description="learning rate of vision tower and projector")
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with a rising rate")
     decay: bool = Field(default=True, description="then let the rates fall, as a cosine, to a tenth")
@@ -46,7 +44,6 @@ class MisConfig(BaseModel):
     keep: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="number format in which the model is kept"
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     seed: int = Field(default=0, description="of drawings, order and the hazards that are held out")
 
 

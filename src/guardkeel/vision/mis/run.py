@@ -43,6 +43,7 @@ from guardkeel.tuning.order import schedule
 from guardkeel.tuning.targets import Instruction
 from guardkeel.tuning.trainer import arguments
 from guardkeel.vision.adapt.trainer import SeeingTrainer
+from guardkeel.vision.language import learnable
 from guardkeel.vision.lessons import seeing_lessons
 from guardkeel.vision.llava import save_llava
 from guardkeel.vision.mis.building import build_items, held_out
@@ -114,6 +115,7 @@ def run(
     for tier, items in judged.items():
         write_mis(folder / ITEMS, items, tier)
     guard = _loaded(config, start)
+    language = learnable(guard.model, config, start, config.seed)
     ask = partial(measure, most=config.reply_tokens, batch=config.reply_batch, watch=watch)
     # A resumed run has its replies from before already; what is computed anew is computed on the weights from before.
     before = ask(guard, judged, judge, folder / f"{BEFORE}.jsonl")
@@ -121,6 +123,7 @@ def run(
     if config.labels != "none":
         _teach(config, folder, guard, easy, watch)
         after = ask(guard, judged, judge, folder / f"{AFTER}.jsonl")
+        language.end()
         _keep(config, guard, start, folder)
     results = MisResults(
         labels=config.labels,
@@ -180,7 +183,6 @@ def _loaded(config: MisConfig, start: Path) -> VisionGuard:
 
 def _teach(config: MisConfig, folder: Path, guard: VisionGuard, hazards: Sequence[str], watch: Watch) -> None:
     lessons = seeing_lessons(material(config, hazards), guard.tokenizer, guard.sight, config.max_tokens)
-    guard.model.requires_grad_(True)
     trainer = SeeingTrainer(
         guard.model,
         CausalLearner(guard, max_tokens=config.max_tokens),
@@ -189,7 +191,7 @@ def _teach(config: MisConfig, folder: Path, guard: VisionGuard, hazards: Sequenc
             folder,
             steps=config.steps,
             batch=config.batch,
-            learning_rate=config.language_rate,
+            learning_rate=config.rate,
             max_norm=config.max_norm,
             seed=config.seed,
             cpu=pick_device(config.device) == "cpu",
