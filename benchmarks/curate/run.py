@@ -94,7 +94,7 @@ def tables(args: argparse.Namespace, wanted: list[Arm], sets: dict[str, Path] | 
         if other is not None:
             found[arm.folder][f"against {arm.against}"] = compared(scored[arm.name], other)
     write_json(args.out / f"results-{args.parts.replace(',', '')}.json", found)
-    text = "\n".join(lines(found))
+    text = "\n".join([*lines(found), "", *novel(found)])
     write_text(args.out / f"results-{args.parts.replace(',', '')}.md", text + "\n")
     print(text)
 
@@ -115,6 +115,25 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         gains = [_said(other[k], signed=True) if other else "–" for k in ("auroc", "recall", "fpr")]
         cells = [_said(f[k]) for k in ("recall", "fpr", "auroc")]
         yield f"| {name} | {f['n_unsafe']} | {f['n_safe']} | {' | '.join([*cells, *gains])} | {f['minutes']:.0f} |"
+
+
+def novel(found: dict[str, Any]) -> Iterator[str]:
+    """What naming a held-out category does: in the whole policy and not, and as the only category of a policy."""
+    known = {name: f["novel"] for name, f in found.items() if f["novel"]}
+    if known:
+        yield "| arm | recall, named | not named | difference | alone: recall | alone: false alarms |"
+        yield "|---|---|---|---|---|---|"
+    for name, f in known.items():
+        recall = f["recall"]
+        alone = [_share([pair[side] for pair in f["alone"].values()]) for side in (0, 1)]
+        cells = [_said(recall["given"]), _said(recall["absent"]), _said(recall["gain"], signed=True), *alone]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _share(parts: list[dict[str, Any]]) -> str:
+    """A share over several categories."""
+    count = sum(p["n"] for p in parts)
+    return f"{sum(p['value'] * p['n'] for p in parts) / count:.2f} of {count}" if count else "–"
 
 
 def _said(e: dict[str, Any], *, signed: bool = False) -> str:

@@ -10,12 +10,10 @@ killed run is resumed by repeating the command; several processes may work on on
     out/<subject>/<arm>/seed-K/          an adaptation (see docs/vision.md), from that start
     out/<subject>/mis-<labels>/seed-K/   two-picture items, from the plain arm's model
 
-Time: a step of the second stage (8 rows of 78 tokens, SmolLM2-135M in float32) took 5.7 s of one core's time, with
-fwssr or safety-sft about half as much again; a question on a picture 0.55 s; 3.1 GB of memory before the optimiser's
-1.1 GB. So on one core a start takes about 15 minutes, an arm 35 to 50 (20 to 30 of steps, then six looks of 2 to 3),
-a two-picture run 20 to 30, one seed of one subject 2.5 to 3.5 hours, and all of it (2 subjects × 3 seeds) 15 to 20
-hours; two processes on two cores halve that. `--set all.limit=20 --set all.alphas=[0.5,1.0] --set all.looks=1` is
-about two thirds of it.
+Time: a step of the second stage (8 rows of 78 tokens, SmolLM2-135M) takes 3 s of one busy core's time with LoRA, with
+fwssr or safety-sft about half as much again, and twice that with `--set all.adapter=full`; a question on a picture half
+a second. So a start takes about 10 minutes, an arm 15 to 20 (10 to 15 of steps, then six looks of about one), a
+two-picture run 10 to 15; all of it, 2 subjects × 3 seeds, 7 to 9 hours, half on two cores.
 """
 
 from __future__ import annotations
