@@ -53,7 +53,7 @@ class Whole:
 
     def __init__(self, model: Any, path: Path) -> None:
         model.requires_grad_(True)
-        self._tower, self._path = language_tower(model), path
+        self._model, self._path = model, path
 
     @cached_property
     def _before(self) -> dict[str, torch.Tensor]:
@@ -63,7 +63,7 @@ class Whole:
     def share(self, alpha: float) -> Iterator[None]:
         """See Language."""
         method = Interpolation(InterpolationSettings(alpha=alpha))
-        named = dict(self._tower.named_parameters())
+        named = dict(language_tower(self._model).named_parameters())
         learned = {name: p.detach().clone() for name, p in named.items()}
         try:
             with torch.no_grad():

@@ -115,12 +115,12 @@ def run(
     for tier, items in judged.items():
         write_mis(folder / ITEMS, items, tier)
     guard = _loaded(config, start)
-    language = learnable(guard.model, config, start, config.seed)
+    language = learnable(guard.model, config, start, config.seed) if config.labels != "none" else None
     ask = partial(measure, most=config.reply_tokens, batch=config.reply_batch, watch=watch)
     # A resumed run has its replies from before already; what is computed anew is computed on the weights from before.
     before = ask(guard, judged, judge, folder / f"{BEFORE}.jsonl")
     after: dict[str, Tier] = {}
-    if config.labels != "none":
+    if language is not None:
         _teach(config, folder, guard, easy, watch)
         after = ask(guard, judged, judge, folder / f"{AFTER}.jsonl")
         language.end()
