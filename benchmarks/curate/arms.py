@@ -1,4 +1,4 @@
-"""The arms: what is trained, on which set, with which settings. Small enough for one slow core, ten minutes each."""
+"""The arms: what is trained, on which set, with which settings. On one slow core each takes 8 to 36 minutes."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Arm:
         return {**COMMON, **self.options, "data": [str(sets[self.set])]}
 
 
-def arms(steps: int) -> Iterator[Arm]:
-    """All of them; `steps` is the length of one training."""
+def arms(steps: int, accept_terms: bool = False) -> Iterator[Arm]:
+    """All of them; `steps` is the length of one training, `accept_terms` says that a base's terms have been read."""
     for n, held in enumerate(FOLDS):
         shared = {"hold_out": list(held), "steps": steps}
         fixed = {"varied": 0.0, "topic_share": 0.0}
@@ -78,7 +78,7 @@ def arms(steps: int) -> Iterator[Arm]:
     yield Arm("d", "policy-topics", "mixture", "keel-135m", anew)
     small = {"family": "keel", "steps": round(0.7 * steps), "batch": 8, "topic_share": 0.0, "first_layer": 0}
     yield Arm("e", "smollm2", "mixture", "", small)
-    gemma = {"base": "gemma-3-270m", "accept_terms": True}
+    gemma = {"base": "gemma-3-270m", "accept_terms": accept_terms}
     yield Arm("e", "gemma", "mixture", "smollm2", small | gemma)
 
 

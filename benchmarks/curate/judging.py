@@ -59,7 +59,7 @@ def items_of(arm: Arm, sets: dict[str, Path], data: Path, most: int) -> Items:
         safe = [r for r in rows if r.label == "safe" and r.split == "test"]
         chosen = [*some_rows(unsafe, most), *some_rows(safe, most)]
         return _items(f"a-{arm.name[:5]}", [r.item() for r in chosen], FULL)
-    if arm.part in "de":
+    if arm.part in ("d", "e"):
         suites = split_many([load_suite(s, data=data, offline=True) for s in OTHER_ORIGIN])
         some = [i for s in suites for i in first([i for i in s.items() if i.split == "test"], most // 2)]
         return _items("d", some)

@@ -27,7 +27,7 @@ from typing import Any
 
 from arms import Arm, arms
 from judging import Items, Scored, behaviour, compared, items_of, judged
-from sets import dices, mixture, toxic
+from sets import dices, label_skill, mixture, toxic
 
 from guardkeel.records import read_record, write_json, write_text
 from guardkeel.tuning.guard_training.config import read_config
@@ -39,7 +39,11 @@ SHIPPED = "keel-135m"
 
 def main(args: argparse.Namespace) -> None:
     """Make what is asked for and not there yet, then the tables."""
-    wanted = [a for a in arms(args.steps) if a.part in args.parts.split(",") and args.arm in (None, a.folder)]
+    wanted = [
+        a
+        for a in arms(args.steps, args.accept_terms)
+        if a.part in args.parts.split(",") and args.arm in (None, a.folder)
+    ]
     if args.tables:
         tables(args, wanted, None)
         return
@@ -94,7 +98,7 @@ def tables(args: argparse.Namespace, wanted: list[Arm], sets: dict[str, Path] | 
         if other is not None:
             found[arm.folder][f"against {arm.against}"] = compared(scored[arm.name], other)
     write_json(args.out / f"results-{args.parts.replace(',', '')}.json", found)
-    text = "\n".join([*lines(found), "", *novel(found)])
+    text = "\n".join([*lines(found), "", *novel(found), "", *skill(sets)])
     write_text(args.out / f"results-{args.parts.replace(',', '')}.md", text + "\n")
     print(text)
 
@@ -130,6 +134,15 @@ def novel(found: dict[str, Any]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
+def skill(sets: dict[str, Path]) -> Iterator[str]:
+    """How good the labels of the fit rows are that are not people's."""
+    for name, path in sets.items():
+        kind, _, by = name.partition("-")
+        if by in ("single", "jury"):
+            sensitivity, specificity, count = label_skill(path, sets[f"{kind}-human"])
+            yield f"labels of {name}: sensitivity {sensitivity:.2f}, specificity {specificity:.2f}, {count} rows"
+
+
 def _share(parts: list[dict[str, Any]]) -> str:
     """A share over several categories."""
     count = sum(p["n"] for p in parts)
@@ -163,6 +176,11 @@ if __name__ == "__main__":
     )
     parser.add_argument(
         "--items", type=int, default=200, help="most unsafe items to judge; as many safe ones"
+    )
+    parser.add_argument(
+        "--accept-terms",
+        action="store_true",
+        help="for part e: you have read the Gemma Terms of Use and accept",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="make the sets and say how long each arm takes"

@@ -131,6 +131,18 @@ def dices(out: Path, data: Path) -> dict[str, Path]:
     }
 
 
+def label_skill(labelled: Path, people: Path) -> tuple[float, float, int]:
+    """Sensitivity and specificity of the labels of fit rows against those of people, over so many rows with both."""
+    wanted = {r.id: _label(r) for r in read_rows(people) if r.split == "fit"}
+    pairs = [(_label(r), wanted[r.id]) for r in read_rows(labelled) if r.id in wanted]
+    hits = {kind: [own == kind for own, true in pairs if true == kind] for kind in ("unsafe", "safe")}
+    return (*(sum(h) / len(h) for h in hits.values()), len(pairs))  # type: ignore[return-value]
+
+
+def _label(row: Row) -> Label | None:
+    return next(side.label for side in row.labels.values())
+
+
 def _written(path: Path, rows: Iterable[Row]) -> Path:
     """The rows that have a label; written once."""
     if not path.is_file():
