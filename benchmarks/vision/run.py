@@ -4,9 +4,9 @@
 
 Runs what is not there yet, job by job, in the order of seeds, so that every arm has one seed before any has two. A
 killed run is resumed by repeating the command; several processes may work on one folder. `--plan` lists the jobs,
-`--table` writes table.json and table.md from what is finished.
+`--table` writes table.json, table.md and figure.svg from what is finished.
 
-    out/<subject>/start/seed-K/          the first stage: the vision part learns to be read, the language part is frozen
+    out/<subject>/start/                 a model that has learned to describe drawings (see vision/captions.py)
     out/<subject>/<arm>/seed-K/          an adaptation (see docs/vision.md), from that start
     out/<subject>/mis-<labels>/seed-K/   two-picture items, from the plain arm's model
 
@@ -30,40 +30,55 @@ from typing import Any
 
 import filelock
 import numpy as np
+from figure import figure
 
 from guardkeel.configuration import read_configuration
+from guardkeel.models.base import BASE_NAME, base_model_path
 from guardkeel.records import write_json, write_text
 from guardkeel.report.vision import write_vision_report
 from guardkeel.vision.adapt.config import AdaptConfig
-from guardkeel.vision.adapt.results import Look, read_adaptation
+from guardkeel.vision.adapt.results import AdaptResults, Look, read_adaptation
 from guardkeel.vision.adapt.run import ADAPTED
 from guardkeel.vision.adapt.run import run as adapt
+from guardkeel.vision.llava import build_llava
 from guardkeel.vision.mis.config import MisConfig
 from guardkeel.vision.mis.run import read_mis_run
 from guardkeel.vision.mis.run import run as mis
+from guardkeel.vision.shape import VisionShape
 
 HERE = Path(__file__).parent
 START = "start"
 
 
 @dataclass(frozen=True)
+class Start:
+    """A model that has learned to describe drawings, and whose language part is as it was."""
+
+    model: str
+    captions: int
+    vision: VisionShape
+
+
+@dataclass(frozen=True)
 class Job:
     name: str
     needs: str
-    config: AdaptConfig | MisConfig
+    config: Start | AdaptConfig | MisConfig
 
 
 def jobs(grid: Mapping[str, Any], out: Path) -> Iterator[Job]:
+    for subject, named in grid["subjects"].items():
+        start = Start(named["model"], grid["start"]["captions"], VisionShape.model_validate(grid["vision"]))
+        yield Job(f"{subject}/{START}", "", start)
     for seed in grid["seeds"]:
         for subject, named in grid["subjects"].items():
             own = dict(named)
             arms = own.pop("arms", grid["arms"])
-            base = own | {"vision": grid["vision"], "seed": seed}
-            start = f"{subject}/{START}/seed-{seed}"
-            yield Job(start, "", _adapt(base | grid["all"] | grid["start"]))
+            start = f"{subject}/{START}"
             for arm in arms:
-                begun = {"arm": arm, "start": str(out / start / ADAPTED)}
-                yield Job(f"{subject}/{arm}/seed-{seed}", start, _adapt(base | grid["all"] | begun))
+                given = own | grid["all"] | {"vision": grid["vision"], "seed": seed, "arm": arm}
+                config = AdaptConfig.model_validate(given | {"start": str(out / start)})
+                yield Job(f"{subject}/{arm}/seed-{seed}", start, config)
             two = dict(grid["mis"])
             if subject in two.pop("subjects") and seed in two.pop("seeds"):
                 plain = f"{subject}/plain/seed-{seed}"
@@ -71,10 +86,6 @@ def jobs(grid: Mapping[str, Any], out: Path) -> Iterator[Job]:
                     given = two | {"labels": labels, "seed": seed, "size": grid["vision"]["size"]}
                     given |= {"start": str(out / plain / ADAPTED)}
                     yield Job(f"{subject}/mis-{labels}/seed-{seed}", plain, MisConfig.model_validate(given))
-
-
-def _adapt(given: Mapping[str, Any]) -> AdaptConfig:
-    return AdaptConfig.model_validate(dict(given))
 
 
 def work(job: Job, out: Path) -> None:
@@ -85,6 +96,10 @@ def work(job: Job, out: Path) -> None:
             print(f"  {job.name}: {what} {done}/{total}", file=sys.stderr, flush=True)
 
     command = ["python", "benchmarks/vision/run.py", "--only", job.name]
+    if isinstance(job.config, Start):
+        model = str(base_model_path()) if job.config.model == BASE_NAME else job.config.model
+        build_llava(model, folder, shape=job.config.vision, captions=job.config.captions, progress=watch)
+        return
     if isinstance(job.config, AdaptConfig):
         adapt(job.config, folder, command=command, watch=watch)
     else:
@@ -93,14 +108,14 @@ def work(job: Job, out: Path) -> None:
 
 
 def finished(out: Path, name: str) -> bool:
-    return (out / name / "run.json").is_file()
+    return (out / name / ("config.json" if name.endswith(START) else "run.json")).is_file()
 
 
 def table(grid: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Every finished arm: what each number was with every seed, their mean and their range."""
     found: dict[str, Any] = {}
     for job in jobs(grid, out):
-        if not finished(out, job.name):
+        if isinstance(job.config, Start) or not finished(out, job.name):
             continue
         subject, arm, seed = job.name.split("/")
         rows: dict[str, dict[str, float | None]] = {}
@@ -124,6 +139,16 @@ def table(grid: Mapping[str, Any], out: Path) -> dict[str, Any]:
                 found.setdefault(subject, {}).setdefault(arm, {}).setdefault(moment, {}).setdefault(name, {})[
                     seed
                 ] = value
+    return found
+
+
+def adaptations(grid: Mapping[str, Any], out: Path) -> dict[str, dict[str, list[AdaptResults]]]:
+    """The finished adaptations by subject and arm, seed by seed."""
+    found: dict[str, dict[str, list[AdaptResults]]] = {}
+    for job in jobs(grid, out):
+        if isinstance(job.config, AdaptConfig) and finished(out, job.name):
+            subject, arm, _ = job.name.split("/")
+            found.setdefault(subject, {}).setdefault(arm, []).append(read_adaptation(out / job.name)[1])
     return found
 
 
@@ -203,6 +228,7 @@ def main() -> None:
         found = table(grid, out)
         write_json(out / "table.json", found)
         write_text(out / "table.md", markdown(found))
+        write_text(out / "figure.svg", figure(adaptations(grid, out), grid["all"]["alphas"]))
         print(out / "table.md")
         return
     chosen = [job for job in jobs(grid, out) if fnmatchcase(job.name, arguments.only)]

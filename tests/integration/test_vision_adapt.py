@@ -39,6 +39,7 @@ def given(harbour, tmp_path_factory):
     return {
         "model": str(harbour.guard),
         "vision": SHAPE,
+        "captions": 0,
         "pictures": 24,
         "test_pictures": 6,
         "kinds": ["shape"],

@@ -78,6 +78,7 @@ def test_adapt_and_then_mis(vision, tmp_path, harbour):
         test_pictures = 2
         kinds = ["shape"]
         guard_data = ["{tmp_path / "anchor.jsonl"}"]
+        captions = 0
         typographic = 2
         batch = 2
         looks = 1

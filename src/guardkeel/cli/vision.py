@@ -155,15 +155,28 @@ def build(
     folder: Annotated[Path, typer.Argument(help="Where the checkpoint is written.")],
     seed: Annotated[int, typer.Option(help="Of the new weights.")] = 0,
     size: Annotated[int, typer.Option(help="Side of the pictures it takes, in pixels.")] = 96,
-    patch: Annotated[int, typer.Option(help="Side of a patch; a picture takes (size / patch)² places.")] = 12,
+    patch: Annotated[int, typer.Option(help="Side of a patch; a picture takes (size / patch)² places.")] = 16,
+    captions: Annotated[
+        int,
+        typer.Option(
+            help="Drawings that it learns to describe in the model's word embeddings; 20000 take minutes."
+        ),
+    ] = 0,
 ) -> None:
-    """Write a small LLaVA around a language model: a vision tower and a projector of random weights, and the model."""
+    """Write a small LLaVA around a language model: a vision tower, a projector of random weights, and the model."""
     from guardkeel.vision.llava import build_llava
     from guardkeel.vision.shape import VisionShape
 
     hush()
     with progress() as watch:
-        build_llava(model, folder, shape=VisionShape(size=size, patch=patch), seed=seed, progress=watch)
+        build_llava(
+            model,
+            folder,
+            shape=VisionShape(size=size, patch=patch),
+            captions=captions,
+            seed=seed,
+            progress=watch,
+        )
     say(literal(folder))
 
 

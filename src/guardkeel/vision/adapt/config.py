@@ -31,7 +31,8 @@ class AdaptConfig(LanguageTraining):
     )
     start: str | None = Field(
         default=None,
-        description="a LLaVA checkpoint made from it, to go on with; default: a new vision tower of random weights",
+        description="a LLaVA checkpoint made from it, to go on with; default: a new one, which has learned to describe "
+        "drawings",
     )
     subject: Literal["guard", "chat"] = Field(
         default="guard",
@@ -46,6 +47,12 @@ class AdaptConfig(LanguageTraining):
         default_factory=dict, description="settings of each part of the method, by its name"
     )
     vision: VisionShape = Field(default_factory=VisionShape, description="of a new vision tower")
+    captions: int = Field(
+        default=20_000,
+        ge=0,
+        description="drawn pictures that a new vision tower and projector learn to describe in the language model's "
+        "word embeddings, before it is run itself; 0: a projector of random weights",
+    )
     pictures: int = Field(
         default=2400, ge=1, description="pictures with questions to learn from, drawn by the seed"
     )

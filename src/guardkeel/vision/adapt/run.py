@@ -62,11 +62,10 @@ from guardkeel.vision.answers import chance
 from guardkeel.vision.language import Language, learnable
 from guardkeel.vision.lessons import seeing_lessons
 from guardkeel.vision.llava import build_llava, save_llava
-from guardkeel.vision.pairs import Pair, key, pairs
+from guardkeel.vision.pairs import TEST_SEED, Pair, key, pairs
 from guardkeel.vision.refusing import Refusing
 
 START, ADAPTED = "start", "adapted"
-_TEST_SEED = 1_000_003  # of the pictures on which accuracy is measured, whatever the run's seed
 
 Watch = Callable[[str, int, int | None], None]
 
@@ -119,12 +118,19 @@ def run(
     start = Path(config.start) if config.start else folder / START
     if not start.exists():
         watch("make the model", 0, 1)
-        build_llava(str(path), start, shape=config.vision, seed=config.seed, progress=watch)
+        build_llava(
+            str(path),
+            start,
+            shape=config.vision,
+            captions=config.captions,
+            seed=config.seed,
+            progress=watch,
+        )
         watch("make the model", 1, 1)
     guard = _seeing(config, start, path)
     model = guard.model
     language = learnable(model, config, path, config.seed, frozen=config.arm == "freeze-language")
-    tested = list(pairs(config.test_pictures, seed=_TEST_SEED, size=config.vision.size, kinds=config.kinds))
+    tested = list(pairs(config.test_pictures, seed=TEST_SEED, size=config.vision.size, kinds=config.kinds))
     learned = _pictures(config, tested)
     looker = Looker(
         config,
