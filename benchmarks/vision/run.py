@@ -10,10 +10,9 @@ killed run is resumed by repeating the command; several processes may work on on
     out/<subject>/<arm>/seed-K/          an adaptation (see docs/vision.md), from that start
     out/<subject>/mis-<labels>/seed-K/   two-picture items, from the plain arm's model
 
-Time: a step of the second stage (8 rows of 78 tokens, SmolLM2-135M) takes 3 s of one busy core's time with LoRA, with
-fwssr or safety-sft about half as much again, and twice that with `--set all.adapter=full`; a question on a picture half
-a second. So a start takes about 10 minutes, an arm 15 to 20 (10 to 15 of steps, then six looks of about one), a
-two-picture run 10 to 15; all of it, 2 subjects × 3 seeds, 7 to 9 hours, half on two cores.
+Time: a step (8 rows of 78 tokens, SmolLM2-135M) takes 3 s of one busy core with LoRA, with fwssr or safety-sft about
+half as much again, and twice that with `--set all.adapter=full`; a question on a picture half a second, a look about a
+minute. So a start takes 5 minutes, an arm 5 (freeze-language) to 12, a two-picture run 8.
 """
 
 from __future__ import annotations
@@ -187,12 +186,36 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+SHORT = ("recall", "fpr", "auroc", "recall matched", "auroc, pictures", "accuracy")
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """The tables of docs/vision.md: for each subject its start, whose language part is what it was, and each arm at its
+    end and merged over α.
+    """
+    lines = []
+    for subject, arms in found.items():
+        lines += [f"### {subject}", "", f"| arm | {' | '.join(SHORT)} |", "|---" * (len(SHORT) + 1) + "|"]
+        for number, (arm, moments) in enumerate(arms.items()):
+            first, last = (m := [m for m in moments if m.startswith("step ")])[:1], m[-1:]
+            begun = [("before", *first)] if number == 0 and m else []
+            shown = [(arm, *last)] if m else []
+            shown += [
+                (f"{arm}, α = {a[6:]}", a) for a in moments if a.startswith("alpha ") and a != "alpha 1"
+            ]
+            for name, moment in [*begun, *shown]:
+                cells = [_cell(moments[moment].get(value, {})) for value in SHORT]
+                lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def _cell(values: Mapping[str, float | None]) -> str:
     known = [v for v in values.values() if v is not None]
     if not known:
         return "–"
     mean = f"{np.mean(known):.3f}"
-    return mean if len(known) == 1 else f"{mean} ({min(known):.3f} to {max(known):.3f}; {len(known)})"
+    return mean if len(set(known)) == 1 else f"{mean} ({min(known):.3f} to {max(known):.3f})"
 
 
 def read_grid(path: Path, changes: Sequence[str]) -> dict[str, Any]:
@@ -227,7 +250,7 @@ def main() -> None:
     if arguments.table:
         found = table(grid, out)
         write_json(out / "table.json", found)
-        write_text(out / "table.md", markdown(found))
+        write_text(out / "table.md", f"{summary(found)}\n{markdown(found)}")
         write_text(out / "figure.svg", figure(adaptations(grid, out), grid["all"]["alphas"]))
         print(out / "table.md")
         return
