@@ -85,10 +85,10 @@ def figure(found: Found, alphas: Sequence[float]) -> str:
     width = LEFT + 4 * (WIDE + GAP_X)
     names = list(dict.fromkeys(arm for arms in found.values() for arm in arms))
     for k, name in enumerate(names):
-        x = LEFT + 150 * k
+        x = LEFT + 166 * k
         marks.append(tag("polyline", points=path([(x, 16), (x + 34, 16)]), class_=name))
         marks.append(label(name, x + 42, 20, "start"))
-    x = LEFT + 150 * len(names)
+    x = LEFT + 166 * len(names)
     marks += [line(x, 16, x + 34, 16, "before"), label("before; of pictures: guessing", x + 42, 20, "start")]
     svg = tag(
         "svg",
