@@ -29,8 +29,15 @@ WAYS = {"anew": (0, False), "features": (1 << 30, False), "keys": (1 << 30, True
 
 
 class AnyToken(Blank):
+    vocabulary = 300
+
     def step(self, tokenise: Any, written: str) -> Step:
-        return Step(tuple(tokenise(written)), tuple(range(1, 300, 2)), tuple(range(0, 300, 2)), {})
+        return Step(
+            tuple(tokenise(written)),
+            tuple(range(1, self.vocabulary, 2)),
+            tuple(range(0, self.vocabulary, 2)),
+            {},
+        )
 
 
 class Scored(Keel):
@@ -125,6 +132,7 @@ def main() -> None:
         folder = arguments.model or make(Path(scratch), arguments.side, arguments.layers)
         guard: Any = load_checkpoint(str(folder), family=arguments.family, images=True, max_tokens=4096)
         if arguments.model is None:
+            AnyToken.vocabulary = len(guard.tokenizer)
             guard.grammar = Scored()
         images = [p.image for p in pairs(arguments.pictures)]
 
