@@ -2,7 +2,8 @@
 
     python recipes/drawn-tower/train.py --out src/guardkeel/vision/data/drawn [--pictures 80000]
 
-Half an hour of one core. The same seed gives the same drawings; weights agree as far as a processor's arithmetic does.
+A quarter of an hour of one core. The same seed gives the same drawings; weights agree as far as a processor's
+arithmetic does.
 """
 
 from __future__ import annotations
