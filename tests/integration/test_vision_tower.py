@@ -130,9 +130,10 @@ def test_a_llava_that_was_taught_captions_is_the_same_again(harbour, tmp_path):
             "cpu",
             images=True,
         )
-        for name, captions, seed in (("a", 128, 1), ("b", 128, 1), ("c", 128, 2), ("d", 0, 1))
+        for name, captions, seed in (("a", 128, 1), ("b", 128, 1), ("c", 128, 2), ("d", 0, 1), ("e", 20, 1))
     ]
-    a, b, c, d = (weights(model) for model in made)
+    a, b, c, d, e = (weights(model) for model in made)
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert not torch.equal(a, d)
+    assert not torch.equal(d, e)  # fewer than a batch are learned too

@@ -107,6 +107,7 @@ def teach_captions(
     optimizer = torch.optim.AdamW(
         [{"params": seeing, "share": 0.5}, {"params": joining, "share": 1.0}], lr=rate
     )
+    batch = min(batch, pictures)
     steps = pictures // batch
     with training(model):
         for step in range(steps):

@@ -145,6 +145,7 @@ def train_tower(
         watch: called with (step, steps).
     """
     shape, folder = shape or VisionShape(), Path(folder)
+    batch = min(batch, pictures)
     kept = tested(shape.size, kinds)
     drawn = list(pairs(pictures, seed=seed, size=shape.size, kinds=kinds, without={key(p) for p in kept}))
     every = [*kept, *drawn]
